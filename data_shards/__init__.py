@@ -1,0 +1,1 @@
+"""Labelled faces at rest and in motion: tables, splits, shards, manifest, loader, forgeries."""

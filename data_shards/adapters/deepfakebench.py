@@ -1,0 +1,96 @@
+"""The dataset JSON files of DeepfakeBench: who has its preprocessed faces runs on them unchanged.
+
+::
+
+    {DATASET: {LABEL: {SPLIT: {[COMPRESSION: ]{VIDEO: {"label": LABEL, "frames": [PATH, …]}}}}}}
+
+LABEL ends in ``real`` for real videos (``FF-real``, ``CelebDFv2_real``, ``DFDC_Real``) and names the method of
+others. Paths are relative to the folder of preprocessed faces (give it as ``root``), some with backslashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_shards.adapters.celeb_df import target_video
+from data_shards.adapters.frames import read_json, table
+from data_shards.command import InputError
+from data_shards.faces import PRISTINE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
+# For most datasets "val" repeats "test" and "train" holds the test videos too: a video stays in one split, the first.
+PRECEDENCE = ("test", "train", "validation")
+COMPRESSIONS = ("raw", "c23", "c40")
+METHODS = {
+    "FF-DF": "Deepfakes",
+    "FF-F2F": "Face2Face",
+    "FF-FS": "FaceSwap",
+    "FF-NT": "NeuralTextures",
+    "FF-FH": "FaceShifter",
+}
+
+
+def read(file: Path) -> pd.DataFrame:
+    """All videos of a JSON file, each once, with the file's splits; FaceForensics++ as datasets ``ff++-c23`` …"""
+    found = list(_videos(read_json(file, dict), ()))
+    if not found:
+        raise InputError(f"{file} lists no video with frames; is it one of DeepfakeBench's dataset JSON files?")
+    rows: dict[str, dict[str, Any]] = {}
+    for keys, frames in sorted(found, key=lambda video: PRECEDENCE.index(_split(file, video[0]))):
+        for row in _rows(file, keys, frames):
+            rows.setdefault(row["path"], row)
+    return table(list(rows.values()))
+
+
+def read_test(file: Path) -> pd.DataFrame:
+    """The test split alone: what DeepfakeBench evaluates on, for datasets that are not trained on."""
+    faces = read(file)
+    return faces[faces["split"] == "test"].reset_index(drop=True)
+
+
+def _videos(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
+    """(keys on the way, frames) of every video, at whatever depth."""
+    if not isinstance(node, dict):
+        return
+    if isinstance(node.get("frames"), list):
+        yield keys, node["frames"]
+        return
+    for key, inner in node.items():
+        yield from _videos(inner, (*keys, key))
+
+
+def _split(file: Path, keys: tuple[str, ...]) -> str:
+    if len(keys) < 3 or keys[2] not in SPLIT_NAMES:
+        raise InputError(f"{file}: {'/'.join(keys)} is not like DATASET/LABEL/train/VIDEO")
+    return SPLIT_NAMES[keys[2]]
+
+
+def _rows(file: Path, keys: tuple[str, ...], frames: list[str]) -> Iterator[dict[str, Any]]:
+    dataset, label = keys[:2]
+    compression = next((key for key in keys[3:] if key in COMPRESSIONS), None)
+    real = label.lower().endswith("real")
+    for frame in frames:
+        path = frame.replace("\\", "/")
+        # The folder of the frame, not the last key, names the video: in DFDC's "val" the key is missing.
+        yield {
+            "path": path,
+            "label": "real" if real else "fake",
+            "method": PRISTINE if real else METHODS.get(label, label),
+            "group": _group(dataset, label, Path(path).parent.name),
+            "dataset": f"ff++-{compression}" if label.startswith("FF-") and compression else dataset,
+            "split": _split(file, keys),
+        }
+
+
+def _group(dataset: str, label: str, video: str) -> str:
+    """What the names of the videos tell of their sources; the ids are those of the datasets' own adapters."""
+    if label.startswith("FF-"):
+        return "|".join(f"ff++:{sequence}" for sequence in video.split("_"))
+    if dataset == "Celeb-DF-v2":
+        return f"celeb-df:{target_video(video)}"
+    return f"{dataset.lower()}:{video}"

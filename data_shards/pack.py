@@ -1,0 +1,358 @@
+"""Face table or folder → shard sets, one per split.
+
+The tars of a set are independent units: each is a pure function of its rows and the image files, so that any number
+of processes writes the same bytes, and a killed run continues with the tars that it had finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_shards.command import InputError, nearest, run
+from data_shards.faces import COLUMNS, LABELS, SPLITS, check_faces, check_splits, read_faces
+from data_shards.files import atomic, digest, flush_to_disk, sha256_file, write_json
+from data_shards.manifest import INDEX, INDEX_COLUMNS, MANIFEST, SCHEMA, ShardSet, content_digest, shard_name
+from data_shards.shard import Shard, counts, write_shard
+from data_shards.splits import LEFT_OUT, assign_splits, balance, check_fractions, components
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
+
+
+def pack(
+    faces: pd.DataFrame,
+    root: str | Path,
+    out: str | Path,
+    *,
+    seed: int = 0,
+    shard_size: int = 1000,
+    fractions: dict[str, float] | None = None,
+    workers: int | None = None,
+    decode: bool = True,
+) -> dict[str, Path]:
+    """Write one shard set per split to ``out/SPLIT``: the same bytes for the same faces, seed and shard size.
+
+    Image bytes are passed through. Samples are shuffled over the whole split, by a hash of seed and path. A set that
+    is already there, from the same rows and unchanged images, is left alone. After a kill the next call continues
+    with the shards that were finished.
+
+    Args:
+        faces: face table (see docs/DESIGN.md); its splits are used if it has some.
+        root: folder that relative paths start from; paths below it are stored relative to it.
+        out: folder of the sets.
+        seed: of the shuffle and of the splits.
+        shard_size: samples per shard; the last one holds the rest.
+        fractions: wanted splits, default FRACTIONS; ``{"test": 1}`` for a dataset that is never trained on.
+        workers: processes; default: the cores this process may use. More than one need an importable ``__main__``.
+        decode: decode every image; False checks headers and end markers of JPEG files only, and takes half of the
+            time. The output is the same.
+
+    Returns:
+        Folder of each split.
+
+    Raises:
+        InputError: a wrong row or image, or another shard set at ``out``.
+    """
+    if shard_size < 1:
+        raise InputError(f"shard_size={shard_size} must be at least 1")
+    faces = _relative_to(faces, root)
+    check_faces(faces, root)
+    if "split" not in faces.columns:
+        faces["split"] = assign_splits(faces, FRACTIONS if fractions is None else fractions, seed)
+        faces = faces[faces["split"] != LEFT_OUT].reset_index(drop=True)
+        check_splits(faces)
+    plans = [
+        _plan(rows, split, Path(root), Path(out), seed, shard_size)
+        for split in SPLITS
+        if len(rows := faces[faces["split"] == split])
+    ]
+    done = {plan.split: _already_packed(plan) for plan in plans}
+    strangers = [split for split in SPLITS if split not in done and (Path(out) / split).exists()]
+    if strangers:
+        raise InputError(f"{Path(out) / strangers[0]} is of another pack, its groups may leak; give another out=")
+    for plan in plans:
+        if not done[plan.split]:
+            _write_set(plan, decode, workers or cores())
+    return {plan.split: plan.target for plan in plans}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one shard set will hold: rows in sample order."""
+
+    split: str
+    root: Path
+    target: Path
+    seed: int
+    shard_size: int
+    table: pa.Table  # COLUMNS, then carried columns
+    digest: str
+
+    @property
+    def partial(self) -> Path:
+        return self.target.parent / f".{self.split}.partial"
+
+    def shards(self, decode: bool) -> Iterator[Shard]:
+        for number, first in enumerate(range(0, len(self.table), self.shard_size)):
+            # take() copies the rows: a slice would drag the whole table into every process
+            indices = range(first, min(first + self.shard_size, len(self.table)))
+            yield Shard(number, first, self.root, self.partial, self.table.take(list(indices)), decode)
+
+
+def cores() -> int:
+    """CPU cores that this process may use (all, where the system does not tell)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _relative_to(faces: pd.DataFrame, root: str | Path) -> pd.DataFrame:
+    faces = faces.reset_index(drop=True)
+    if "path" in faces.columns:
+        base = os.path.abspath(root)
+        full = [os.path.normpath(os.path.join(base, str(path))) if path else "" for path in faces["path"]]
+        below = base.rstrip("/") + "/"
+        faces["path"] = [path.removeprefix(below) for path in full]
+    return faces
+
+
+def _plan(faces: pd.DataFrame, split: str, root: Path, out: Path, seed: int, shard_size: int) -> _Plan:
+    import pyarrow as pa
+
+    rank = [hashlib.sha256(f"{seed}\0{path}".encode()).digest() for path in faces["path"]]
+    order = sorted(range(len(rank)), key=rank.__getitem__)
+    carried = [name for name in faces.columns if name not in (*COLUMNS, "split")]
+    taken = [name for name in carried if name in (*INDEX_COLUMNS, "index")]
+    if taken:
+        raise InputError(f"the face table's column {taken[0]!r} has the name of one of the index; rename it")
+    table = pa.Table.from_pandas(
+        faces[[*COLUMNS, *carried]].iloc[order], preserve_index=False
+    ).replace_schema_metadata()
+    schema = pa.schema([(name, _index_type(name, table.schema.field(name).type)) for name in table.column_names])
+    table = table.cast(schema)
+    content = {name: digest(table[name].to_pylist()) for name in table.column_names}
+    identity = {"schema": SCHEMA, "split": split, "seed": seed, "shard_size": shard_size, "rows": content}
+    return _Plan(split, root, out / split, seed, shard_size, table, digest(identity))
+
+
+def _index_type(name: str, kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    if name in COLUMNS or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        return pa.string()
+    if any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string)):
+        return kind
+    raise InputError(
+        f"the face table's column {name!r} is of type {kind}; carried columns are text, numbers or booleans"
+    )
+
+
+def _already_packed(plan: _Plan) -> bool:
+    """Whether the target holds this plan of unchanged images; InputError if it holds anything else."""
+    if not plan.target.exists():
+        return False
+    found = ShardSet.open(plan.target)
+    if found.manifest["plan"] != plan.digest:
+        raise InputError(f"{plan.target} holds a shard set of other rows or settings; give another out= or remove it")
+    packed = (plan.target / MANIFEST).stat().st_mtime
+    columns = (found.column(name).tolist() for name in ("path", "length", "sha256"))
+    for path, length, sha256 in zip(*columns, strict=True):
+        status = os.stat(plan.root / path)
+        if status.st_size != length or (status.st_mtime >= packed and sha256_file(plan.root / path) != sha256):
+            raise InputError(f"{path} has changed since {plan.target} was packed; give another out= or remove that set")
+    return True
+
+
+def _write_set(plan: _Plan, decode: bool, workers: int) -> None:
+    """Write the tars, then index and manifest, in the partial folder; rename the whole."""
+    from tqdm import tqdm
+
+    shards = -(-len(plan.table) // plan.shard_size)
+    quiet = not sys.stderr.isatty()
+    if quiet:
+        print(f"packing {len(plan.table)} images into {shards} shards of {plan.target}", file=sys.stderr)
+    with _locked(plan), tqdm(total=len(plan.table), unit="img", desc=plan.split, disable=quiet) as bar:
+        records: list[dict[str, Any]] = [{}] * shards
+        folder, flushed = plan.partial / "set", []
+        with ThreadPoolExecutor(1, "flush") as disk:  # the processes do not wait for the disk
+            for number, record in in_processes(write_shard, plan.shards(decode), min(workers, shards)):
+                records[number] = record
+                flushed.append(disk.submit(flush_to_disk, folder / record["file"]))
+                bar.update(record["samples"])
+            _write_index(plan, len(records))
+            for file in flushed:
+                file.result()
+        _write_manifest(plan, records)
+        for stray in {file.name for file in folder.iterdir()} - {INDEX, MANIFEST, *(r["file"] for r in records)}:
+            (folder / stray).unlink()
+        os.rename(folder, plan.target)
+        shutil.rmtree(plan.partial)
+    if quiet:
+        print(f"packed {plan.target}", file=sys.stderr)
+
+
+@contextmanager
+def _locked(plan: _Plan) -> Iterator[None]:
+    """The partial folder for this process alone. It stays after a failure if a shard in it is finished."""
+    for name in ("set", "parts"):
+        (plan.partial / name).mkdir(parents=True, exist_ok=True)
+    with open(plan.partial / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process is packing {plan.target}; wait for it") from None
+        try:
+            if plan.target.exists():  # finished by another process since we looked
+                raise InputError(f"{plan.target} was packed by another process just now; run again to compare")
+            yield
+        except BaseException:
+            if not any((plan.partial / "parts").glob("*.parquet")):
+                shutil.rmtree(plan.partial)
+            raise
+
+
+def in_processes(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Results in order of completion; at most two tasks per process are in memory. A failure cancels the rest."""
+    if workers == 1:
+        yield from map(function, tasks)
+        return
+    # No forks of this process: it has threads (Arrow's), and a fork may inherit a lock that one of them holds.
+    pool: Executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
+    try:
+        running: set[Future[Any]] = set()
+        for task in tasks:
+            running.add(pool.submit(function, task))
+            if len(running) >= 2 * workers:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_index(plan: _Plan, shards: int) -> None:
+    """One row group per shard, read and written one by one."""
+    import pyarrow.parquet as pq
+
+    writer: pq.ParquetWriter | None = None
+    with atomic(plan.partial / "set" / INDEX) as temporary:
+        try:
+            for shard in range(shards):
+                table = pq.read_table(plan.partial / "parts" / f"{shard_name(shard)}.parquet").replace_schema_metadata()
+                if writer is None:
+                    writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                writer.write_table(table, row_group_size=len(table))
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def _write_manifest(plan: _Plan, records: list[dict[str, Any]]) -> None:
+    folder = plan.partial / "set"
+    manifest = {
+        "schema": SCHEMA,
+        "split": plan.split,
+        "samples": len(plan.table),
+        "bytes": sum(record["bytes"] for record in records),
+        "labels": counts(plan.table["label"]),
+        "methods": counts(plan.table["method"]),
+        "datasets": counts(plan.table["dataset"]),
+        "groups": int(components(plan.table["group"].to_pylist()).max()) + 1,
+        "seed": plan.seed,
+        "plan": plan.digest,
+        "shards": records,
+        "index": {"file": INDEX, "sha256": sha256_file(folder / INDEX)},
+        "digest": content_digest(plan.split, [record["sha256"] for record in records]),
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+@dataclass
+class PackConfig:
+    """Pack a face table (CSV, Parquet) or a folder tree (real/…, fake/[METHOD/]…) into shard sets, one per split.
+
+    Splits are those of the table, else made from the fractions: no group straddles, labels and methods are balanced.
+    """
+
+    faces: str
+    """Face table or folder."""
+    out: str
+    """Folder of the shard sets; OUT/train, OUT/validation and OUT/test are made."""
+    root: str | None = None
+    """Folder that the table's relative paths start from; default: the folder of the table."""
+    dataset: str | None = None
+    """Name of the dataset, if the table has no such column."""
+    layout: str | None = None
+    """Layout of a public dataset: celeb-df, deepfakebench[-test], dfdc[-test], faceforensics[-clean]."""
+    only: str | None = None
+    """Take this dataset's rows of a table that holds several."""
+    seed: int = 0
+    """Of the splits and of the shuffle."""
+    shard_size: int = 1000
+    """Samples per shard."""
+    workers: int = field(default_factory=cores)
+    """Processes; the output is the same for any number."""
+    decode: bool = True
+    """Decode every image; false checks headers and end markers of JPEG files only, in half of the time."""
+    train: float = FRACTIONS["train"]
+    """Fraction of the training split."""
+    validation: float = FRACTIONS["validation"]
+    """Fraction of the validation split."""
+    test: float = FRACTIONS["test"]
+    """Fraction of the test split; train=0 validation=0 test=1 for a dataset that is never trained on."""
+
+
+def pack_command(config: PackConfig) -> None:
+    """Read, split, pack, and print what came out."""
+    if config.workers < 1:
+        raise InputError(f"workers={config.workers} must be at least 1")
+    fractions = check_fractions({name: getattr(config, name) for name in SPLITS})
+    source = Path(config.faces)
+    faces = read_faces(source, root=config.root, dataset=config.dataset, layout=config.layout)
+    if config.only is not None:
+        known = sorted(set(faces["dataset"]))
+        if config.only not in known:
+            raise InputError(f"{source} has no dataset {config.only!r}{nearest(config.only, known)}")
+        faces = faces[faces["dataset"] == config.only]
+    root = Path(config.root) if config.root else (source if source.is_dir() else source.parent)
+    sets = pack(
+        faces,
+        root,
+        config.out,
+        seed=config.seed,
+        shard_size=config.shard_size,
+        fractions=fractions,
+        workers=config.workers,
+        decode=config.decode,
+    )
+    packed = [ShardSet.open(path) for path in sets.values()]
+    print(balance(_groups_of(packed), None if "split" in faces.columns else fractions).round(4).to_string(index=False))
+    for found in packed:
+        images = ", ".join(f"{found.manifest['labels'][label]} {label}" for label in LABELS)
+        groups, shards = found.manifest["groups"], len(found.shards)
+        print(f"{found.path}: {images}, {shards} shards, {groups} groups, {found.digest[:12]}")
+
+
+def _groups_of(sets: list[ShardSet]) -> pd.DataFrame:
+    import pandas as pd
+
+    names = ("label", "method", "group")
+    return pd.concat([pd.DataFrame({"split": s.split, **{name: s.column(name) for name in names}}) for s in sets])
+
+
+if __name__ == "__main__":
+    run(PackConfig, pack_command)

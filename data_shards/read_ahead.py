@@ -1,0 +1,45 @@
+"""Fetches the shards of a remote set that will be read next, while others are read."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from data_shards.command import InputError
+from data_shards.manifest import ShardSet, window_bytes
+
+log = logging.getLogger(__name__)
+
+
+class ReadAhead:
+    """One thread that puts shards into the cache. It does nothing for shards in a folder, nor where the cache does not
+    hold two windows of shards: it would then take the room of those that are being read."""
+
+    def __init__(self, shards: ShardSet, release: Callable[[], None]) -> None:
+        """``release`` closes shards that the reader has open and can do without."""
+        self._shards, self._release = shards, release
+        self.works = shards.remote is not None and shards.remote.cache.size >= 2 * window_bytes(shards.manifest)
+        self._pool = ThreadPoolExecutor(1, "read_ahead")
+        self._wanted: Sequence[int] = ()
+        self._futures: list[Future[None]] = []
+
+    def want(self, shards: Sequence[int]) -> None:
+        """Fetch these, and no longer what was wanted before. Returns at once."""
+        if not self.works or list(shards) == list(self._wanted):
+            return
+        for future in self._futures:
+            future.cancel()
+        self._wanted = shards
+        self._futures = [self._pool.submit(self._fetch, int(shard)) for shard in shards]
+
+    def close(self) -> None:
+        """Returns when the shard under way is there."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fetch(self, shard: int) -> None:
+        try:
+            os.close(self._shards.open_shard(shard, self._release))
+        except (OSError, InputError) as error:  # whoever reads the shard will say so, with the sample
+            log.debug("not read ahead: %s", error)

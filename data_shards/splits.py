@@ -1,0 +1,122 @@
+"""Leak-free splits: made on connected components of groups, stratified by label and method, the same everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_shards.command import InputError, nearest
+from data_shards.faces import SPLITS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEFT_OUT = "left out"
+"""Instead of a split, for faces that belong to none."""
+
+
+def components(groups: Sequence[str]) -> np.ndarray:
+    """Connected component (n,) int64 of each row, where ``a|b`` ties everything of ``a`` to everything of ``b``.
+
+    Components are numbered in order of first appearance.
+    """
+    import pandas as pd
+
+    row_to_name, names = pd.factorize(np.asarray(groups, dtype=object))
+    parent: dict[str, str] = {}
+
+    def find(node: str) -> str:
+        top = node
+        while parent.setdefault(top, top) != top:
+            top = parent[top]
+        while parent[node] != top:  # path compression keeps later searches short
+            parent[node], node = top, parent[node]
+        return top
+
+    first_ids = []
+    for name in names:
+        first, *others = [part.strip() for part in str(name).split("|")]
+        first_ids.append(first)
+        for other in others:
+            parent[find(other)] = find(first)
+        find(first)
+    return pd.factorize(np.array([find(first) for first in first_ids], dtype=object)[row_to_name])[0].astype(np.int64)
+
+
+def check_fractions(fractions: dict[str, float]) -> dict[str, float]:
+    """The wanted splits in their fixed order, without those of fraction 0; InputError if they sum to more than 1 or
+    to 0. What they leave of 1 is left out of the sets."""
+    for name, value in fractions.items():
+        if name not in SPLITS:
+            raise InputError(f"there is no split {name!r}{nearest(name, SPLITS)}")
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name}={value} is no fraction; give a number from 0 to 1")
+    if not 0 < sum(fractions.values()) <= 1 + 1e-6:
+        given = " + ".join(f"{name}={value:g}" for name, value in fractions.items())
+        raise InputError(f"the fractions {given} must sum to 1, or to less to leave faces out")
+    return {name: fractions[name] for name in SPLITS if fractions.get(name, 0) > 0}
+
+
+def assign_splits(faces: pd.DataFrame, fractions: dict[str, float], seed: int) -> pd.Series:
+    """Split of each row, aligned with ``faces.index``; a function of the rows' content, not of their order.
+
+    Components go one by one, the largest first and equals in the order of a hash of (seed, group ids), to the split
+    where they lower most (or raise least) the distance of the counts to the wanted ones,
+    chi-square = sum over splits s and strata k of (C_sk - f_s T_k)^2 / (f_s T_k), with strata k = (label, method),
+    C the counts so far, T the totals and f the fractions. Ties go to the relatively emptiest split. Fractions that sum
+    to less than 1 leave whole components out: their rows get LEFT_OUT.
+    """
+    import pandas as pd
+
+    fractions = check_fractions(fractions)
+    rest = 1 - sum(fractions.values())
+    if rest > 1e-6:
+        fractions = {**fractions, LEFT_OUT: rest}
+    component = components(faces["group"])
+    strata = pd.factorize(faces["label"].astype(str) + "\0" + faces["method"].astype(str), sort=True)[0]
+    counts: list[Counter[int]] = [Counter() for _ in range(component.max() + 1)]
+    ids: list[set[str]] = [set() for _ in counts]
+    for number, stratum, group in zip(component.tolist(), strata.tolist(), faces["group"], strict=True):
+        counts[number][stratum] += 1
+        ids[number].add(group)
+    hashed = [hashlib.sha256(f"{seed}\0{'|'.join(sorted(names))}".encode()).digest() for names in ids]
+    order = sorted(range(len(counts)), key=lambda number: (-counts[number].total(), hashed[number]))
+
+    totals = Counter(strata.tolist())
+    wanted = {split: {k: fraction * total for k, total in totals.items()} for split, fraction in fractions.items()}
+    filled: dict[str, Counter[int]] = {split: Counter() for split in fractions}
+    chosen: list[str] = [""] * len(counts)
+    for number in order:
+        # Sorted strata: a sum of floats depends on its order, and the result must not depend on that of the rows.
+        vector = sorted(counts[number].items())
+
+        def cost(split: str, vector: list[tuple[int, int]] = vector) -> tuple[float, float]:
+            have, want = filled[split], wanted[split]
+            change = sum(count * (2 * (have[k] - want[k]) + count) / want[k] for k, count in vector)
+            return round(change, 9), round(have.total() / fractions[split], 9)
+
+        chosen[number] = min(fractions, key=cost)
+        filled[chosen[number]].update(counts[number])
+    return pd.Series([chosen[number] for number in component], index=faces.index, name="split", dtype=object)
+
+
+def balance(faces: pd.DataFrame, fractions: dict[str, float] | None = None) -> pd.DataFrame:
+    """How even the splits came out: one row per split × label × method, in sorted order.
+
+    Columns: ``split, label, method, images, groups`` (components), ``share`` (of that label and method, in this split),
+    and with ``fractions`` also ``wanted`` and ``deviation`` = share - wanted.
+    """
+    tagged = faces[["split", "label", "method"]].assign(component=components(faces["group"]))
+    keys = ["split", "label", "method"]
+    table = tagged.groupby(keys).agg(images=("component", "size"), groups=("component", "nunique")).reset_index()
+    table["share"] = table["images"] / table.groupby(["label", "method"])["images"].transform("sum")
+    if fractions is not None:
+        table["wanted"] = table["split"].map(fractions).astype(float) / sum(fractions.values())
+        table["deviation"] = table["share"] - table["wanted"]
+    order = {split: position for position, split in enumerate(SPLITS)}
+    return table.sort_values(keys, key=lambda c: c.map(order) if c.name == "split" else c, ignore_index=True)

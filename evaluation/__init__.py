@@ -1,0 +1,1 @@
+"""Numbers from arrays: separability, detection metrics, figures, reports, and all that talks to MLflow."""

@@ -1,0 +1,202 @@
+"""The tables behind the headline: differences between backbones, methods, treatments, transferability, verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from evaluation.comparison import Difference, compared
+from evaluation.prediction import Claim, Predictor
+from evaluation.relation import backbones_needed
+from evaluation.results import BackboneResult, Report, by_headline, pretty
+from evaluation.score import Score
+from evaluation.tables import NO_RESULT, Cell, Table, name_cell, p_text, score_cell
+
+
+def difference_table(report: Report, data: str) -> Table:
+    """Row minus column of the headline score, best first; ▲ where the row separates better, ▼ where worse, after
+    Holm's correction for all pairs. No rows where fewer than two backbones can be compared."""
+    backbones = [backbone for backbone in by_headline(report.backbones, data) if data in backbone.panels]
+    found = compared({backbone.name: backbone.panels[data] for backbone in backbones})
+    kept = [b for b in backbones if any(b.name in (each.a, each.b) for each in found)]
+    by_pair = {(each.a, each.b): each for each in found}
+    columns = [("Row minus column", ""), *((str(number), "") for number in range(1, len(kept) + 1))]
+    rows = [
+        [_numbered_cell(number, row), *(_difference_cell(by_pair, row.name, column.name) for column in kept)]
+        for number, row in enumerate(kept, 1)
+    ]
+    differ = sum(each.significant for each in found)
+    caption = (
+        f"{differ} of {len(found)} pairs differ on {data} (paired over the same groups, family-wise error 5 % by Holm)"
+    )
+    return Table(caption if found else "", columns, rows, [backbone.is_control for backbone in kept])
+
+
+def _numbered_cell(number: int, backbone: BackboneResult) -> Cell:
+    """Columns bear the number alone: a dozen names side by side would not fit."""
+    return replace(name_cell(backbone), text=f"{number} {backbone.name}", sort=number)
+
+
+def _difference_cell(by_pair: dict[tuple[str, str], Difference], row: str, column: str) -> Cell:
+    if row == column:
+        return Cell("", 0.0)
+    sign = 1 if (row, column) in by_pair else -1
+    each = by_pair[(row, column) if sign == 1 else (column, row)]
+    value = sign * each.score.value
+    if not math.isfinite(value):
+        return Cell(NO_RESULT, "", hint=each.score.how)
+    ahead = value > 0 if each.score.higher_is_better else value < 0
+    mark = ("▲ " if ahead else "▼ ") if each.significant else ""
+    p = p_text(each.p_holm) if math.isfinite(each.p_holm) else "no p"
+    hint = f"{row} minus {column}; {each.score.how}; before correction {p_text(each.p)}"
+    return Cell(f"{mark}{value:+.3f}", value, "", p, hint)
+
+
+def method_table(report: Report, data: str) -> Table:
+    """Headline score of all real samples against the fakes of each method, and of one method against another."""
+    return _named_table(report, data, lambda panel: panel.by_method)
+
+
+def treatment_table(report: Report, data: str) -> Table:
+    """Headline score after each treatment of the features."""
+    return _named_table(report, data, lambda panel: panel.by_treatment)
+
+
+def confound_table(report: Report, data: str) -> Table:
+    """For each backbone and nuisance: is the label still there without it? In the order of the headline."""
+    rows, controls = [], []
+    for backbone in by_headline(report.backbones, data):
+        panel = backbone.panels.get(data)
+        for each in panel.confounds if panel else []:
+            alone = Cell(f"{each.label_auc:.3f}", each.label_auc) if math.isfinite(each.label_auc) else Cell("–", "")
+            scores = (score_cell([score]) for score in (each.nuisance, each.label, each.matched))
+            rows.append(
+                [name_cell(backbone), Cell(each.name, each.name), alone, *scores, Cell(each.verdict, each.verdict)]
+            )
+            controls.append(backbone.is_control)
+    columns = [
+        ("Backbone", ""),
+        ("Nuisance", ""),
+        ("Its AUC for the label", "0.5: none"),
+        ("It in the features", "kNN AUC"),
+    ]
+    columns += [("Label, regressed out", "kNN AUC"), ("Label, matched", "kNN AUC"), ("Verdict", "")]
+    return Table("", columns, rows, controls, numeric_from=2)
+
+
+def transferability_table(report: Report, data: str) -> Table:
+    """Scores that claim to rank backbones for fine-tuning; they fit the label."""
+    return _named_table(report, data, lambda panel: {score.name: score for score in panel.transferability})
+
+
+def _named_table(report: Report, data: str, named: Callable[[Any], dict[str, Score]]) -> Table:
+    backbones = [backbone for backbone in by_headline(report.backbones, data) if data in backbone.panels]
+    names = list(dict.fromkeys(name for backbone in backbones for name in named(backbone.panels[data])))
+    rows = [[name_cell(b), *(score_cell(_one(named(b.panels[data]).get(name))) for name in names)] for b in backbones]
+    columns = [("Backbone", ""), *((pretty(name), "") for name in names)]
+    return Table("", columns, rows if names else [], [backbone.is_control for backbone in backbones])
+
+
+def _one(score: Score | None) -> list[Score]:
+    return [score] if score else []
+
+
+def claim_table(report: Report) -> Table:
+    """The verdicts; ``needed`` says how many backbones on each side would decide."""
+    claims = report.prediction.claims if report.prediction else []
+    columns = [("Claim", ""), ("Measured by", ""), ("Verdict", ""), ("Difference of means", ""), ("Would decide", "")]
+    return Table("", columns, [_claim_row(each) for each in claims], [False] * len(claims), numeric_from=3)
+
+
+def _claim_row(each: Claim) -> list[Cell]:
+    score = each.score
+    if math.isfinite(score.value):
+        ends = f"[{score.low:+.3f}, {score.high:+.3f}]" if math.isfinite(score.low) else "one backbone on a side"
+        difference = Cell(f"{score.value:+.3f}", score.value, ends, "", f"{score.name}; {score.how}")
+    else:
+        difference = Cell(NO_RESULT, "", score.how)
+    needed = Cell(f"{each.needed} per side" if each.needed else NO_RESULT, each.needed or "")
+    measured = f"{each.measure}: {score.name}"
+    return [Cell(each.text, each.text), Cell(measured, measured), Cell(each.verdict, each.verdict), difference, needed]
+
+
+def family_table(report: Report) -> Table:
+    """Mean of each pretext family over its backbones."""
+    measures = report.prediction.families if report.prediction else {}
+    families = list(dict.fromkeys(score.name for scores in measures.values() for score in scores))
+    columns = [("Pretext family", ""), *((measure, "") for measure in measures)]
+    rows = [
+        [
+            Cell(family, family),
+            *(_family_cell(next((s for s in scores if s.name == family), None)) for scores in measures.values()),
+        ]
+        for family in sorted(families)
+    ]
+    return Table("", columns, rows, [False] * len(rows))
+
+
+def _family_cell(score: Score | None) -> Cell:
+    if score is None:
+        return Cell(NO_RESULT, "")
+    cell = score_cell([score])
+    return Cell(cell.text, cell.sort, cell.interval, f"{score.n} backbone" + "s" * (score.n > 1), cell.hint)
+
+
+def relation_table(report: Report, outcome: str) -> Table:
+    """Every score against the AUC after fine-tuning on ``outcome``; baselines that need no data in italics."""
+    rows = [each for each in _predictors(report) if each.outcome == outcome]
+    columns = [("Score", ""), ("On", ""), ("Weighted Kendall τ", ""), ("p", "of no relation"), ("p", "Holm")]
+    columns += [("Spearman", ""), ("Pearson", ""), ("Verdict", "of τ"), ("n", "backbones")]
+    cells = [_relation_row(each) for each in rows]
+    return Table("", columns, cells, [not each.data for each in rows], numeric_from=2)
+
+
+def relation_outcomes(report: Report) -> list[str]:
+    """Data sets whose AUC after fine-tuning is related to the scores."""
+    return list(dict.fromkeys(each.outcome for each in _predictors(report)))
+
+
+def relation_note(report: Report, outcome: str) -> str:
+    """What chance alone reaches, and what the noise of seeds allows."""
+    taus = [p.relations[0] for p in _predictors(report) if p.outcome == outcome]
+    most = max((tau.score.n for tau in taus), default=0)
+    highs = sorted(tau.null_high for tau in taus if tau.score.n == most and math.isfinite(tau.null_high))
+    parts = []
+    if highs:
+        parts.append(
+            f"With {most} backbones, chance alone reaches a weighted tau of {highs[len(highs) // 2]:.2f} once in "
+            f"twenty; a true correlation of 0.5 would need {backbones_needed(0.5)} backbones to show."
+        )
+    rho = next((p.relations[1].score.value for p in _predictors(report) if p.outcome == outcome), math.nan)
+    if 0 < abs(rho) < 1:
+        needed = backbones_needed(rho)
+        parts.append(f"The headline's own rank correlation of {rho:.2f} would need {needed:,} (power 80 %).")
+    if report.prediction and outcome in report.prediction.ceilings:
+        ceiling = report.prediction.ceilings[outcome]
+        parts.append(f"The noise of seeds allows a perfect predictor a weighted tau of {ceiling:.2f}.")
+    return " ".join(parts)
+
+
+def _predictors(report: Report) -> Sequence[Predictor]:
+    return report.prediction.predictors if report.prediction else []
+
+
+def _relation_row(each: Predictor) -> list[Cell]:
+    tau, rho, r = each.relations
+    return [
+        Cell(pretty(each.name), each.name),
+        Cell(each.data or "baseline", each.data),
+        score_cell([tau.score]),
+        _p_cell(tau.p),
+        _p_cell(each.p_holm),
+        score_cell([rho.score]),
+        score_cell([r.score]),
+        Cell(each.verdict, each.verdict),
+        Cell(str(tau.score.n), tau.score.n),
+    ]
+
+
+def _p_cell(p: float) -> Cell:
+    return Cell(p_text(p).removeprefix("p = ").removeprefix("p "), p) if math.isfinite(p) else Cell(NO_RESULT, "")

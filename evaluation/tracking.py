@@ -1,0 +1,351 @@
+"""The only code that talks to MLflow: one run per result, logged once.
+
+Run directories are the record and MLflow is fed from them, so a dead server loses nothing: :func:`log_result` raises
+:class:`TrackingError`, the caller says so and goes on, and a later call logs what is missing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import math
+import numbers
+import os
+import re
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+SECRET_KEY = re.compile(
+    r"(password|passwd|secret|credentials?|(api|access|private|secret)_?key|(auth|access|api|hf|hub)_?token|(^|[.])token)$",
+    re.I,
+)
+USER_INFO = re.compile(r"://[^/\s@]+@")
+CUT = " … [cut at MLflow's limit]"
+
+
+class TrackingError(RuntimeError):
+    """MLflow cannot be reached or refuses; the message names the store and the remedy."""
+
+
+def log_result(
+    tracking_uri: str,
+    experiment: str,
+    key: str,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    curves: Sequence[Mapping[str, Any]] = (),
+    figures: Mapping[str, Figure] | None = None,
+    artifacts: Sequence[Path] = (),
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Log one result as the one MLflow run that carries the tag ``key``; return its run id.
+
+    Equal content is not logged again. Changed content, and a run that was cut off while being logged, are replaced by a
+    new run, because MLflow's parameters and curves cannot be taken back; the old run goes to MLflow's trash.
+
+    ``curves`` are rows ``{"step": 10, "time": seconds since 1970, "split": "train", "loss": 0.7, …}``: every number
+    becomes the metric ``curve/SPLIT/NAME`` at that step, everything else is left out (``time`` and ``split`` may be
+    missing). ``figures`` map a name to a figure (stored as ``figures/NAME.png``). ``artifacts`` are files or folders.
+    Too long values are cut, and say so; values of keys that name a secret are hidden; NaN metrics are left out.
+
+    ``tracking_uri`` is ``sqlite:///PATH`` (made on first use, safe with several processes; artifacts lie beside it),
+    a server (``http://HOST:PORT``) or another database that MLflow knows. Raises TrackingError.
+    """
+    _check_uri(tracking_uri)
+    if set(key) & set("'\"`\\"):
+        raise ValueError(f"a result's key must not hold quotes or backslashes, got {key!r}")
+    images = {name: _png(figure) for name, figure in (figures or {}).items()}
+    summary = _summary_metrics(metrics)
+    points = _curve_metrics(curves)
+    parameters = _texts(params, limit=6000)
+    labels = _texts(tags or {}, limit=8000)
+    content = _content(parameters, summary, points, images, artifacts, labels)
+
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # licensed data, closed networks: nothing is sent out
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    with _tracking_errors(tracking_uri), _exclusive(tracking_uri):
+        client = _client(tracking_uri)
+        experiment_id = _experiment_id(client, tracking_uri, experiment)
+        run_id, others = _find(client, experiment_id, key, content)
+        if run_id is None:
+            new = client.create_run(experiment_id, run_name=key, tags={**labels, "key": key}).info.run_id
+            _log_numbers(client, new, parameters, summary, points)
+            _log_files(client, new, images, artifacts)
+            client.set_tag(new, "content", content)  # last: its presence means that everything is there
+            client.set_terminated(new, "FINISHED")
+            # asked again: a server that dies after it has made a run, but before it says so, is asked to make another
+            run_id, others = _find(client, experiment_id, key, content)
+        for other in others:
+            client.delete_run(other)
+        return run_id
+
+
+def _find(client: MlflowClient, experiment_id: str, key: str, content: str) -> tuple[str | None, list[str]]:
+    """The complete run of this key and content, and the key's other runs. If two processes have logged it at once, both
+    take the same one."""
+    found = client.search_runs([experiment_id], f"tags.key = '{key}'")
+    whole = [(run.info.start_time, run.info.run_id) for run in found if run.data.tags.get("content") == content]
+    run_id = min(whole)[1] if whole else None
+    return run_id, [run.info.run_id for run in found if run.info.run_id != run_id]
+
+
+def log_model(
+    tracking_uri: str,
+    experiment: str,
+    key: str,
+    data: Path,
+    loader: Path,
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, str],
+    requirements: Sequence[str],
+) -> str:
+    """Log a model as the one MLflow run with the tag ``key``; return its address for ``mlflow.pyfunc.load_model``.
+
+    ``data`` is the folder with the model; ``loader`` a Python file that stands alone and whose ``_load_pyfunc(folder)``
+    gives an object with ``predict`` (nothing is pickled). ``inputs`` and ``outputs`` are columns and MLflow's types of
+    them (``binary``, ``string``, ``double`` …); inputs may be left out one by one. The same model is not logged again,
+    another one replaces it. Raises TrackingError.
+    """
+    _check_uri(tracking_uri)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(kind, name, required=False) for name, kind in inputs.items()]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
+    )
+    content = _content(dict(inputs), {}, [], {}, [data, loader], {"requirements": " ".join(requirements)})
+    with _tracking_errors(tracking_uri), _exclusive(tracking_uri):
+        client = _client(tracking_uri)
+        experiment_id = _experiment_id(client, tracking_uri, experiment)
+        run_id, others = _find(client, experiment_id, key, content)
+        if run_id is None:
+            new = client.create_run(experiment_id, run_name=key, tags={"key": key}).info.run_id
+            with tempfile.TemporaryDirectory() as folder:
+                mlflow.pyfunc.save_model(
+                    f"{folder}/model",
+                    loader_module=loader.stem,
+                    data_path=str(data),
+                    code_paths=[str(loader)],
+                    signature=signature,
+                    pip_requirements=list(requirements),
+                )
+                client.log_artifacts(new, f"{folder}/model", "model")
+            client.set_tag(new, "content", content)  # last: its presence means that everything is there
+            client.set_terminated(new, "FINISHED")
+            run_id, others = _find(client, experiment_id, key, content)
+        for other in others:
+            client.delete_run(other)
+        return f"runs:/{run_id}/model"
+
+
+def _content(
+    params: dict[str, str],
+    summary: dict[str, float],
+    points: list[tuple[str, float, int, int | None]],
+    images: dict[str, bytes],
+    artifacts: Sequence[Path],
+    tags: dict[str, str],
+) -> str:
+    """Digest of everything that would be logged."""
+    files = [
+        (str(path.relative_to(Path(root).parent)), _sha256(path.read_bytes()))
+        for root in artifacts
+        for path in ([Path(root)] if Path(root).is_file() else sorted(p for p in Path(root).rglob("*") if p.is_file()))
+    ]
+    pictures = {name: _sha256(data) for name, data in images.items()}
+    return _sha256(json.dumps([params, summary, points, pictures, files, tags], sort_keys=True).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _summary_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(metrics[old]) for name, old in _legal_names(metrics).items() if _is_number(metrics[old])}
+
+
+def _curve_metrics(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, int, int | None]]:
+    """(name, value, step, milliseconds since 1970 or None) of every finite number in the rows."""
+    points = []
+    for row in rows:
+        if "step" not in row:
+            raise ValueError(f"a row of a curve needs 'step', got {dict(row)}")
+        prefix = "/".join(str(part) for part in ("curve", row.get("split")) if part)
+        when = round(1000 * row["time"]) if "time" in row else None
+        values = {f"{prefix}/{name}": value for name, value in row.items() if name not in ("step", "time")}
+        values = {name: float(value) for name, value in values.items() if _is_number(value)}
+        points += [(name, values[old], int(row["step"]), when) for name, old in _legal_names(values).items()]
+    return points
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _legal_names(mapping: Mapping[str, Any]) -> dict[str, str]:
+    """Name that MLflow allows → name as given; raises ValueError where two names would become one."""
+    legal: dict[str, str] = {}
+    for name in mapping:
+        allowed = re.sub(r"[^\w.\- :/]", "_", name.replace("−", "-"), flags=re.ASCII)
+        allowed = "/".join(part for part in allowed.split("/") if part not in ("", ".", ".."))[:250] or "_"
+        if allowed in legal:
+            raise ValueError(f"{name!r} and {legal[allowed]!r} are both {allowed!r} in MLflow; rename one")
+        legal[allowed] = name
+    return legal
+
+
+def _texts(values: Mapping[str, Any], *, limit: int) -> dict[str, str]:
+    """Parameters or tags as MLflow takes them: legal names, texts within ``limit`` characters, no secrets."""
+    texts = {}
+    values = dict(_flat(values))
+    for name, old in _legal_names(values).items():
+        text = "[hidden]" if SECRET_KEY.search(old) else USER_INFO.sub("://[hidden]@", str(values[old]))
+        texts[name] = text if len(text) <= limit else text[: limit - len(CUT)] + CUT
+    return texts
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"a": {"b": 1}}`` as ``("a.b", 1)``, so that a secret inside is found by its key."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _log_numbers(
+    client: MlflowClient,
+    run_id: str,
+    params: dict[str, str],
+    summary: dict[str, float],
+    points: list[tuple[str, float, int, int | None]],
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = round(1000 * time.time())
+    metrics = [Metric(name, value, now, 0) for name, value in summary.items()]
+    metrics += [Metric(name, value, now if when is None else when, step) for name, value, step, when in points]
+    entries = [Param(name, text) for name, text in params.items()]
+    for start in range(0, len(entries), 100):  # MLflow's limits for one request: 100 parameters, 1000 metrics
+        client.log_batch(run_id, params=entries[start : start + 100])
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def _log_files(client: MlflowClient, run_id: str, images: dict[str, bytes], artifacts: Sequence[Path]) -> None:
+    for path in map(Path, artifacts):
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), path.name)
+        else:
+            client.log_artifact(run_id, str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in images.items():
+            path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png"
+            path.write_bytes(data)
+            client.log_artifact(run_id, str(path), "figures")
+
+
+def _check_uri(uri: str) -> None:
+    scheme = urllib.parse.urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        raise TrackingError(f"{uri}: MLflow's file store is no longer kept up; use sqlite:///PATH/mlflow.db")
+    if scheme not in ("http", "https"):
+        return
+    if urllib.parse.urlsplit(uri).username:
+        raise TrackingError(
+            f"{USER_INFO.sub('://[hidden]@', uri)}: give credentials in the environment (MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD), not in the address"
+        )
+    try:  # MLflow's own client would retry for minutes before it says that nobody is there
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10):
+            pass
+    except urllib.error.HTTPError:
+        pass  # somebody answers; what MLflow says to a request will tell more
+    except (OSError, ValueError) as error:
+        raise TrackingError(
+            f"{uri}: no MLflow server answers ({error}); start it (mlflow server --backend-store-uri "
+            "sqlite:///mlflow.db) or use tracking_uri=sqlite:///PATH/mlflow.db, then run the same command again"
+        ) from None
+
+
+@contextmanager
+def _tracking_errors(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+        reason = USER_INFO.sub("://[hidden]@", " ".join(str(error).split()))[:500]
+        raise TrackingError(
+            f"{USER_INFO.sub('://[hidden]@', uri)}: MLflow refused: {reason}; the run directories hold everything, run "
+            "the same command again once MLflow works"
+        ) from error
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+
+
+@contextmanager
+def _exclusive(uri: str) -> Iterator[None]:
+    """One process at a time writes a SQLite store: neither its tables, nor an experiment, nor a key is made twice."""
+    path = _sqlite_path(uri)
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f"{path.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
+        yield
+
+
+def _client(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # lines about tables on first use
+    return MlflowClient(tracking_uri=uri)
+
+
+def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found:
+        if found.lifecycle_stage == "deleted":
+            raise MlflowException(f"experiment {name!r} is in MLflow's trash (restore it: mlflow experiments restore "
+                                  f"-x {found.experiment_id})")  # fmt: skip
+        return found.experiment_id
+    path = _sqlite_path(uri)
+    location = None if path is None else (path.parent / "mlartifacts" / re.sub(r"[^\w.-]", "_", name)).as_uri()
+    tags = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow's pages open in their GenAI view
+    try:
+        return client.create_experiment(name, artifact_location=location, tags=tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return client.get_experiment_by_name(name).experiment_id  # another process was faster

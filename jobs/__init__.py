@@ -1,0 +1,1 @@
+"""What runs: experiments, plans, sweeps, comparison."""

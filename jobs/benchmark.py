@@ -1,0 +1,226 @@
+"""The main job: ``python -m jobs.benchmark EXPERIMENT.yaml``.
+
+For each backbone: frozen features, separability, fine-tuning, scores on the test and unseen sets, MLflow, and one
+report; separability of plain pixel statistics as a control. Running it again does only what is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from data_shards.command import InputError, run, to_dict, write_yaml
+from data_shards.files import atomic
+from jobs import collect, pixels, plan
+from jobs.experiment import Backbone, Experiment
+from jobs.layers import measure_layers
+from jobs.nuisances import nuisances
+from jobs.run import Launch, RowFailed, run_row
+from jobs.separability import separability
+from trainer.finetune import STOPPED
+
+if TYPE_CHECKING:
+    from data_shards.manifest import ShardSet
+
+log = logging.getLogger(__name__)
+
+
+def benchmark(experiment: Experiment) -> list[RowFailed]:
+    """Do what is missing of the experiment; returns the rows that failed, which do not stop the others."""
+    check(experiment)
+    plan_file = plan.write(experiment)
+    rows = plan.read(plan_file)
+    steps = len(experiment.backbones) + 1 + len(rows)
+    for step, backbone in enumerate(experiment.backbones, 1):
+        _announce(step, steps, f"{backbone.label}: features and separability")
+        measure(experiment, backbone)
+    _announce(len(experiment.backbones) + 1, steps, f"{pixels.LABEL} (control): features and separability")
+    measure_pixels(experiment)
+    draw_thumbnails(experiment)
+    failures = []
+    for row in rows:
+        _announce(len(experiment.backbones) + row.number + 2, steps, f"{row.run.name}: fine-tuning and evaluation")
+        try:
+            run_row(row, Launch(plan=plan_file, row=row.number))
+        except RowFailed as failure:
+            log.error("%s", failure)
+            if failure.status == STOPPED:
+                sys.exit(STOPPED)
+            failures.append(failure)
+        else:
+            collect.log_row(row)
+    return failures
+
+
+def measure(experiment: Experiment, backbone: Backbone) -> None:
+    """Features of one backbone on the separability sets, their scores, and their two-dimensional pictures."""
+    from data_shards.manifest import ShardSet
+    from trainer.card import get_card
+    from trainer.features import extract
+
+    card = get_card(backbone.name, experiment.cards)
+    files = []
+    for name, path in experiment.separability_sets.items():
+        features = extract(
+            card,
+            ShardSet.open(path),
+            experiment.runs / "features",
+            initialisation=backbone.initialisation,
+            batch_size=experiment.feature_batch_size,
+            weights_dir=experiment.weights_dir,
+        )
+        _score(experiment, backbone.label, name, features)
+        files.append(features)
+    if experiment.layers:
+        try:
+            measure_layers(experiment, backbone)
+        except InputError as error:  # an ONNX graph names no layers
+            log.warning("%s", error)
+    embed(files, collect.embedding_file(experiment.folder, backbone.label), with_umap=experiment.umap)
+
+
+def measure_pixels(experiment: Experiment) -> None:
+    """The control that asks how far colour, sharpness and JPEG traces alone separate."""
+    from data_shards.manifest import ShardSet
+
+    for name, path in experiment.separability_sets.items():
+        features = pixels.pixel_features(ShardSet.open(path), experiment.runs / "features")
+        _score(experiment, pixels.LABEL, name, features)
+
+
+def _score(experiment: Experiment, label: str, data: str, features: Path) -> None:
+    from data_shards.manifest import ShardSet
+
+    shards = ShardSet.open(experiment.separability_sets[data])
+    separability(
+        features,
+        collect.separability_file(experiment.folder, label, data),
+        replicates=experiment.replicates,
+        nuisances=nuisances(shards, experiment.runs / "features", experiment.nuisances),
+        device=experiment.device,
+    )
+
+
+def embed(features: list[Path], out: Path, *, with_umap: bool = False) -> None:
+    """PCA, t-SNE and, if asked, UMAP of several features files together: points, labels, methods, datasets."""
+    import numpy as np
+
+    from evaluation.embedding import pca, tsne, umap
+    from trainer.features import read_features
+
+    source = np.array([path.name for path in features])
+    if out.is_file():
+        with np.load(out, allow_pickle=False) as done:
+            if np.array_equal(done["source"], source) and ("umap" in done or not with_umap):
+                return
+    parts = [read_features(path) for path in features]
+    values = np.concatenate([part.features for part in parts])
+    pictures = {"pca": pca(values), "tsne": tsne(values), **({"umap": umap(values)} if with_umap else {})}
+    with atomic(out) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            source=source,
+            **pictures,
+            label=np.concatenate([part.label for part in parts]),
+            # fixed-width text: arrays of objects would need pickle to be read
+            method=np.concatenate([part.method for part in parts]).astype(str),
+            dataset=np.concatenate([part.dataset for part in parts]).astype(str),
+        )
+
+
+def draw_thumbnails(experiment: Experiment, size: int = 64) -> None:
+    """Small pictures of the samples of the separability sets, uint8 (n, size, size, 3), for the report."""
+    import numpy as np
+
+    from data_shards.loader import evaluation_batches
+    from data_shards.manifest import ShardSet
+
+    out = collect.thumbnail_file(experiment.folder)
+    if not experiment.show_faces or out.is_file():
+        return
+    sets = [ShardSet.open(path) for path in experiment.separability_sets.values()]
+    faces = [
+        batch.images.numpy() for each in sets for batch in evaluation_batches(each, batch_size=64, image_size=size)
+    ]
+    with atomic(out) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.concatenate(faces))
+
+
+def check(experiment: Experiment) -> None:
+    """Raise InputError before any work when a card is unknown, a shard set is not what its manifest says, or a group
+    of the training or validation set is also in another set."""
+    from data_shards.manifest import ShardSet
+    from trainer.card import get_card
+
+    for backbone in experiment.backbones:
+        get_card(backbone.name, experiment.cards)
+    if experiment.umap and importlib.util.find_spec("umap") is None:
+        raise InputError("umap: true needs umap-learn: pip install 'model-separability[umap]'; or remove the key")
+    ids = {name: _group_ids(ShardSet.open(path)) for name, path in experiment.data.by_name().items()}
+    for first in ("train", "validation"):
+        for second in ids:
+            shared = ids[first] & ids[second] if first != second else set()
+            if shared:
+                raise InputError(
+                    f"group {min(shared)!r} is in both {first!r} and {second!r}, which would leak; pack the faces "
+                    "again with python -m data_shards.pack, which keeps groups together"
+                )
+
+
+def _group_ids(shards: ShardSet) -> set[str]:
+    return {identity for group in set(shards.column("group")) for identity in str(group).split("|")}
+
+
+def _announce(step: int, steps: int, what: str) -> None:
+    print(f"[{step}/{steps}] {what}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Benchmark(Experiment):
+    """The whole experiment, here or on a cluster."""
+
+    launcher: Literal["local", "slurm"] = "local"
+    """slurm: submit it as jobs, through slurm/benchmark.sh, and return."""
+    sbatch: list[str] = field(default_factory=list)
+    """With launcher=slurm: options of sbatch for the rows."""
+    dry_run: bool = False
+    """With launcher=slurm: print what would be submitted."""
+
+
+def submit(benchmark: Benchmark) -> None:
+    """Become the script that submits the experiment, as it is with all that was given on the command line."""
+    from jobs.launcher import Slurm
+
+    experiment = benchmark.folder / "experiment.yaml"
+    command = Slurm().benchmark(experiment, benchmark.sbatch, dry_run=benchmark.dry_run)
+    own = {each.name for each in fields(Benchmark)} - {each.name for each in fields(Experiment)}
+    with atomic(experiment) as temporary:
+        write_yaml(temporary, {name: value for name, value in to_dict(benchmark).items() if name not in own})
+    os.execvp(command[0], command)
+
+
+def main(experiment: Benchmark) -> None:
+    if experiment.launcher == "slurm":
+        submit(experiment)
+    from evaluation.report import text_table
+    from jobs import report
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    failures = benchmark(experiment)
+    report.log_all(experiment)
+    path, content = report.write(experiment)
+    print(text_table(content))
+    print(f"report: {path.resolve()}")
+    print(f"MLflow: {sys.executable} -m mlflow ui --host 127.0.0.1 --backend-store-uri {experiment.tracking}")
+    print("        then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning")
+    if failures:
+        sys.exit(f"error: {len(failures)} rows failed, see above; the same command goes on with what is missing")
+
+
+if __name__ == "__main__":
+    run(Benchmark, main)

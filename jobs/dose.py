@@ -1,0 +1,84 @@
+"""Calibration by controlled forgeries: ``python -m jobs.dose backbone=NAME shards=SHARD_SET``.
+
+How each separability score of one backbone answers to the severity of forgeries, and the least severity that it tells.
+The shard set is packed from a folder of ``python -m data_shards.forgeries``, which has the column ``severity``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from data_shards.command import InputError, run
+from data_shards.files import write_json
+from data_shards.manifest import ShardSet
+from trainer.card import get_card
+
+
+@dataclass
+class Dose:
+    """Dose-response curves of one backbone over the severity of controlled forgeries."""
+
+    backbone: str
+    """Name of a backbone card."""
+    shards: Path
+    """Shard set whose index has the column ``severity``."""
+    out: Path
+    """JSON file for the curves; their figure lies beside it, as PNG and PDF."""
+    features: Path = Path("runs/features")
+    """Folder for the features file."""
+    initialisation: Literal["pretrained", "random"] = "pretrained"
+    replicates: int = 1000
+    """Bootstrap replicates behind every interval."""
+    cards: Path | None = None
+    """YAML file with backbone cards of your own."""
+    weights_dir: Path | None = None
+    """Folder with local weights."""
+
+
+def dose(config: Dose) -> Path:
+    """Write the curves of every method and score to ``config.out``, and beside it their figure as PNG and PDF."""
+    shards = ShardSet.open(config.shards)
+    if "severity" not in shards.column_names:
+        raise InputError(f"{config.shards} has no column 'severity'; pack a folder of python -m data_shards.forgeries")
+    from evaluation.curves import dose_response as figure_of
+    from evaluation.dose import dose_curves
+    from trainer.features import extract, read_features
+
+    path = extract(
+        get_card(config.backbone, config.cards),
+        shards,
+        config.features,
+        initialisation=config.initialisation,
+        weights_dir=config.weights_dir,
+    )
+    data = read_features(path)
+    severity = np.asarray(shards.column("severity"), dtype=np.float64)
+    try:
+        found = dose_curves(data.features, data.label, data.group, data.method, severity, replicates=config.replicates)
+    except ValueError as error:
+        raise InputError(f"{config.shards}: {error}") from None
+    curves = {method: [curve.to_dict() for curve in each] for method, each in found.items()}
+    write_json(config.out, {"features": path.name, "replicates": config.replicates, "curves": curves})
+    for suffix in (".png", ".pdf"):
+        figure_of(found).savefig(config.out.with_suffix(suffix), dpi=160)
+    for method, each in found.items():
+        for curve in each:
+            values = "  ".join(
+                f"{s:g}: {score.value:.3f}" for s, score in zip(curve.severities, curve.scores, strict=True)
+            )
+            least = "none" if np.isnan(curve.detectable) else f"{curve.detectable:g}"
+            null = "" if curve.null_holds else "  severity 0 is NOT within chance"
+            print(f"{method}  {curve.name}  {values}  least severity told: {least}{null}")
+    return config.out
+
+
+def main(config: Dose) -> None:
+    print(dose(config))
+
+
+if __name__ == "__main__":
+    run(Dose, main)

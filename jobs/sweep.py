@@ -1,0 +1,244 @@
+"""Overfitting sweep with Ray Tune: ``python -m jobs.sweep SWEEP.yaml``.
+
+Each trial is one fine-tuning run with a run directory of its own, found again by its name: the same command after a
+kill goes on, finished trials are not repeated. Ray sees validation scores only; test and unseen sets are scored when a
+trial's training has ended. See docs/OVERFITTING.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_shards.command import InputError, run
+from jobs import population, trial
+from jobs.search import Listed, Space, Tpe, Values
+from jobs.sweep_plan import (
+    Journal,
+    Sweep,
+    Trial,
+    check,
+    first_trials,
+    make_trial,
+    pack_subsets,
+    planned,
+    prepare_features,
+)
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+
+LOST_PROCESSES = 2
+"""How often a trial whose process was lost is started again before the sweep gives it up."""
+MOST_PER_TASK = 25
+
+
+def sweep(config: Sweep) -> list[Trial]:
+    """Run what is missing of the sweep; returns all its trials. A failed trial does not stop the others."""
+    space = check(config)
+    pack_subsets(config, space)
+    if config.scheduler == "pbt":
+        return _populations(config, space)
+    journal = Journal(config)
+    known = planned(config)
+    if known is None:
+        before = journal.trials()
+        over = [each for each in before if trial.ended(each.row)]
+        todo = [each for each in before if not trial.ended(each.row)]
+        total = sum(config.budgets)
+        source: Listed | Tpe = Tpe(
+            space,
+            config.budgets,
+            config.seed,
+            known=[(each.backbone, each.values, journal.auc(each)) for each in over],
+            unfinished=[(each.backbone, each.values) for each in todo],
+        )
+    else:
+        over, total = [each for each in known if trial.ended(each.row)], len(known)
+        source = Listed([(each.backbone, each.values) for each in known if not trial.ended(each.row)])
+    if len(over) < total:
+        print(f"{config.name}: {total} trials, {len(over)} of them done before", file=sys.stderr, flush=True)
+        prepare_features(config, first_trials(config, space) if known is None else known)
+        _tune(config, source, journal, known or [], total, len(over))
+    return journal.trials() if known is None else known
+
+
+def _tune(config: Sweep, source: Listed | Tpe, journal: Journal, planned: list[Trial], total: int, done: int) -> None:
+    made = {(each.backbone, repr(each.values)): each for each in planned}
+
+    def begin(backbone: int, values: Values) -> Trial:
+        proposed = made.get((backbone, repr(values))) or make_trial(config, backbone, values)
+        journal.note(proposed)
+        trial.record_file(proposed.row).unlink(missing_ok=True)
+        return proposed
+
+    with _ray(config) as at_once:
+        from ray import tune
+
+        from jobs.tune_parts import Books, Proposals, task_rows
+
+        books = Books(total, done, task_rows)
+        storage = config.folder.resolve() / "ray"
+        shutil.rmtree(storage, ignore_errors=True)  # Ray's own notes: the run directories are the record
+        per_task = trials_per_task(config, total - done, at_once)
+        try:
+            tuner = tune.Tuner(
+                tune.with_resources(trial.trainable, _resources(config)),
+                tune_config=tune.TuneConfig(
+                    search_alg=Proposals(source, begin, journal.auc, config.place, per_task),
+                    scheduler=_scheduler(config),
+                    num_samples=-1,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda each: f"trial-{each.trial_id}",
+                ),
+                run_config=tune.RunConfig(
+                    name="ray",
+                    storage_path=str(storage.parent),
+                    verbose=0,
+                    callbacks=[books],
+                    failure_config=tune.FailureConfig(max_failures=LOST_PROCESSES),
+                ),
+            )
+            with trial.silent():
+                tuner.fit()
+        finally:
+            books.close()
+
+
+def _populations(config: Sweep, space: Space) -> list[Trial]:
+    def now() -> list[Trial]:
+        return [each for place in range(len(config.backbones)) for each in population.members(config, space, place)]
+
+    before = now()
+    done = sum(trial.ended(each.row) for each in before)
+    if done < len(before):
+        print(f"{config.name}: {len(before)} trials, {done} of them done before", file=sys.stderr, flush=True)
+        prepare_features(config, before)
+        with _ray(config):
+            from jobs.tune_parts import Books
+
+            for backbone in range(len(config.backbones)):
+                books = Books(len(before), done, lambda task: [_member(config, space, task).row])
+                try:
+                    population.tune_population(
+                        config, space, backbone, resources=_resources(config), failures=LOST_PROCESSES, books=books
+                    )
+                finally:
+                    books.close()
+    return now()
+
+
+def _member(config: Sweep, space: Space, task: Any) -> Trial:
+    """The member that a task of Ray's is, as it is now; its config may be another's."""
+    member = int(Path(task.local_path).name.removeprefix("member-"))
+    return population.members(config, space, task.config["backbone"])[member]
+
+
+def _resources(config: Sweep) -> dict[str, float]:
+    return {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
+
+
+def trials_per_task(config: Sweep, left: int, at_once: int) -> int:
+    """How many trials a process takes at a time. Several where a trial takes about a second, so that Ray's own work is
+    little beside it; but no more than leaves each process with a few turns."""
+    if not config.head_only or config.scheduler != "none":
+        return 1
+    return max(1, min(MOST_PER_TASK, left // (4 * at_once)))
+
+
+def _scheduler(config: Sweep) -> TrialScheduler | None:
+    if config.scheduler == "none":
+        return None
+    from ray.tune.schedulers import ASHAScheduler
+
+    epochs = max(make_trial(config, each, {}).row.config.epochs for each in range(len(config.backbones)))
+    return ASHAScheduler(
+        time_attr="epoch", metric="auc", mode="max", max_t=max(2, round(epochs)), grace_period=1, reduction_factor=2
+    )
+
+
+@contextmanager
+def _ray(config: Sweep) -> Iterator[int]:
+    """A Ray of this sweep's own, which ends with it, or the cluster at ``address``. No dashboard, no telemetry, no
+    chatter, no launch variables. Yields how many trials run at a time."""
+    trial.clear_launch_variables()
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports nothing
+    }
+    os.environ.update(settings)
+    import ray
+
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    if config.address is not None:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+        folder = None
+    else:
+        # Sockets lie in it, whose paths may be 107 characters long; TMPDIR of a cluster's job often is too deep.
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        _start(address="local", _temp_dir=folder, object_store_memory=2**27, **quiet)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        yield _at_once(config, ray.cluster_resources())
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(**options: Any) -> None:
+    """Start Ray, again where a busy machine does not let it in the 30 seconds that Ray gives itself."""
+    import ray
+
+    for last in (False, False, True):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises this very class
+            ray.shutdown()
+            if last or "timed out" not in str(error):
+                raise
+
+
+def _at_once(config: Sweep, resources: dict[str, float]) -> int:
+    """How many trials the cluster's resources are enough for; InputError if for none."""
+    fits = []
+    for kind, asked in (("CPU", config.cpus_per_trial), ("GPU", config.gpus_per_trial)):
+        if asked > resources.get(kind, 0):
+            raise InputError(
+                f"{kind.lower()}s_per_trial={asked:g}, but Ray has {resources.get(kind, 0):g} {kind}s; ask for less"
+            )
+        fits += [int(resources[kind] / asked)] if asked else []
+    return min(fits, default=1)
+
+
+def main(config: Sweep) -> None:
+    from jobs import sweep_report
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    trials = sweep(config)
+    sweep_report.log_all(config, trials)
+    path, text = sweep_report.write(config, trials)
+    print(text)
+    print(f"report: {path.resolve()}")
+    records = [trial.read_record(each.row) for each in trials]
+    failed = [record for record in records if record is None or record["status"] == "failed"]
+    if failed:
+        print(f"{len(failed)} of {len(trials)} trials failed; the report says why", file=sys.stderr)
+    if len(failed) == len(trials):
+        sys.exit("error: every trial failed")
+
+
+if __name__ == "__main__":
+    run(Sweep, main)

@@ -1,0 +1,168 @@
+"""What comes out of a sweep: MLflow runs, a table, and the numbers behind the report."""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_shards.command import to_dict
+from data_shards.files import atomic
+from data_shards.manifest import ShardSet
+from data_shards.splits import components
+from jobs import collect, evaluate, overfit, report, trial
+from trainer.card import get_card
+
+if TYPE_CHECKING:
+    from evaluation.overfitting_results import SweepReport, TrialResult
+    from jobs.sweep_plan import Sweep, Trial
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "timm", "ray", "optuna", "scikit-learn")
+
+
+def log_all(config: Sweep, trials: list[Trial]) -> None:
+    """One MLflow run per backbone, and below it one per finished trial. A tracking server that is away costs a
+    warning; the same sweep logs later what it missed."""
+    from evaluation.tracking import TrackingError
+
+    for backbone in range(len(config.backbones)):
+        rows = [each.row for each in trials if each.backbone == backbone and _finished(each)]
+        if not rows:
+            continue
+        try:
+            parent = _log_parent(config, backbone, rows[0].tracking_uri)
+        except TrackingError as error:
+            log.warning("%s: not logged to MLflow (%s); the same command logs it later", config.name, error)
+            return
+        for row in rows:
+            collect.log_row(trial.as_run(row), {"mlflow.parentRunId": parent})
+
+
+def _log_parent(config: Sweep, backbone: int, tracking_uri: str) -> str:
+    """The run that holds a backbone's trials; it says what was searched, so that it stays the same as trials come."""
+    from evaluation.tracking import log_result
+
+    searched = config.backbones[backbone]
+    card = get_card(searched.name, config.cards)
+    return log_result(
+        tracking_uri,
+        config.name,
+        key=f"{config.name}: {searched.label}",
+        params={
+            "label": searched.label,
+            "pretext_task": card.pretext_task,
+            "family": card.family,
+            "space": to_dict(config)["space"],
+            "sampler": config.sampler,
+            "scheduler": config.scheduler,
+        },
+        metrics={},
+        tags={"directory": str(config.folder)},
+    )
+
+
+def _finished(each: Trial) -> bool:
+    record = trial.read_record(each.row)
+    return record is not None and record["status"] == "finished"
+
+
+def write(config: Sweep, trials: list[Trial]) -> tuple[Path, str]:
+    """Write ``RUNS/SWEEP/report.html`` and its pictures, ``RUNS/SWEEP/figures/*.png``, and log them to MLflow; returns
+    the report's path and the table for the terminal."""
+    from evaluation.overfitting_report import render, text_table
+
+    content = build(config, trials)
+    page, drawn = render(content)
+    path = config.folder / "report.html"
+    with atomic(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    for title, figure, _ in drawn:
+        file = config.folder / "figures" / f"{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}.png"
+        file.parent.mkdir(exist_ok=True)
+        figure.savefig(file, dpi=80)
+    _log_report(config, trials, path)
+    return path, text_table(content.trials)
+
+
+def _log_report(config: Sweep, trials: list[Trial], path: Path) -> None:
+    """One more MLflow run: the report and its pictures."""
+    from evaluation.tracking import TrackingError, log_result
+
+    if not any(_finished(each) for each in trials):
+        return
+    try:
+        log_result(
+            trials[0].row.tracking_uri,
+            config.name,
+            key=f"{config.name}: report",
+            params={},
+            metrics={},
+            artifacts=[path, path.parent / "figures"],
+            tags={"directory": str(config.folder)},
+        )
+    except TrackingError as error:
+        log.warning("%s: report not logged to MLflow (%s); the same command logs it later", config.name, error)
+
+
+def build(config: Sweep, trials: list[Trial]) -> SweepReport:
+    """Gather the report's content from the run directories."""
+    from evaluation.overfitting_results import SweepReport
+
+    space = "; ".join(f"{key}: {values}" for key, values in to_dict(config)["space"].items())
+    return SweepReport(
+        title=config.title,
+        notice=config.notice,
+        command=f"python -m jobs.sweep {config.name}.yaml",
+        versions={name: version(name) for name in PACKAGES},
+        machine=report.machine(),
+        searched={"Space": space, "Sampler": config.sampler, "Scheduler": config.scheduler},
+        trials=[_result(config, each) for each in trials],
+    )
+
+
+def _result(config: Sweep, each: Trial) -> TrialResult:
+    from evaluation.overfitting_results import TrialResult
+
+    backbone = config.backbones[each.backbone]
+    run = trial.as_run(each.row).run
+    record = trial.read_record(each.row) or {"status": "not run", "reason": "the same command runs it"}
+    common = {
+        "run": run.name,
+        "backbone": backbone.label,
+        "family": get_card(backbone.name, config.cards).family,
+        "values": _values(config, each),
+        "status": record["status"],
+        "reason": record["reason"],
+        "evaluations": overfit.curve(run),
+        "train_samples": _samples(each.row.config.train),
+        "note": trial.out_of_memory(each.row),
+    }
+    if record["status"] != "finished":
+        return TrialResult(**common)
+    found = evaluate.read(run / "evaluation.json")
+    aucs = {name: next(s for s in found.detection[name] if s.name == "auc") for name in each.row.score}
+    return TrialResult(**common, detection=aucs, gaps=found.gaps, **overfit.read(run))
+
+
+def _values(config: Sweep, each: Trial) -> dict[str, Any]:
+    """Hyperparameters as tables and figures show them: all groups as their number, to stand among the others."""
+    if each.values.get("train_groups", 0) is not None:
+        return each.values
+    return {**each.values, "train_groups": _groups(config.data.train)}
+
+
+@lru_cache
+def _groups(shards: Path) -> int | None:
+    if not (shards / "manifest.json").is_file():
+        return None
+    return int(components(ShardSet.open(shards).column("group")).max()) + 1
+
+
+@lru_cache
+def _samples(shards: Path) -> int:
+    return len(ShardSet.open(shards)) if (shards / "manifest.json").is_file() else 0

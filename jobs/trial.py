@@ -1,0 +1,274 @@
+"""One trial of a sweep: a fine-tuning run with its scores, and the record of how it ended.
+
+Ray gets validation results and nothing else. The test and the unseen sets are scored after training has ended, into
+the run directory. ``RUN/trial.json`` says how the trial ended; without it the trial is to be run, or to go on.
+
+A trial that runs out of memory goes on once as a run of its own with half the micro batch and twice the accumulation;
+``RUN/out_of_memory.json`` says so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from data_shards.command import InputError, to_dict
+from data_shards.files import write_json
+from jobs import evaluate, overfit, plan, sweep_features
+
+LAUNCH_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "FSDP_", "DEEPSPEED_")
+LAUNCH_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
+    *("ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+REPORTED = ("auc", "epoch", "train_auc")
+"""What Ray is told: validation AUC, time, and training AUC."""
+LOST = "the process of the trial was lost"
+SECONDS_TO_WAIT = 60
+
+Report = Callable[[dict[str, float]], None]
+Pause = Callable[[Path, dict[str, float]], None]
+"""Called after an evaluation with the run directory, whose state is saved, and what is reported."""
+
+
+def clear_launch_variables() -> None:
+    """Forget an outer launcher: a trial would wait for ranks that do not exist."""
+    for name in list(os.environ):
+        if name in LAUNCH_VARIABLES or name.startswith(LAUNCH_PREFIXES):
+            del os.environ[name]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Nothing on stdout: Ray Tune prints boxes there whatever the verbosity."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the frozen features of a sweep lie, and the training set that all its training sets are parts of."""
+
+    features: Path
+    train: Path
+
+
+def as_run(row: plan.Row) -> plan.Row:
+    """The row as it is run: with more accumulation than planned where it ran out of memory."""
+    file = row.run / "out_of_memory.json"
+    if not file.is_file():
+        return row
+    accumulation = json.loads(file.read_text(encoding="utf-8"))["accumulation"]
+    return replace(row, finetune={**row.finetune, "accumulation": accumulation})
+
+
+def out_of_memory(row: plan.Row) -> str:
+    """How a row came to run otherwise than planned; empty if it did not."""
+    file = row.run / "out_of_memory.json"
+    return json.loads(file.read_text(encoding="utf-8"))["reason"] if file.is_file() else ""
+
+
+def record_file(row: plan.Row) -> Path:
+    return as_run(row).run / "trial.json"
+
+
+def read_record(row: plan.Row) -> dict[str, Any] | None:
+    """``status`` (finished, failed or stopped), ``reason`` and ``error`` of a trial that ended; None of any other."""
+    file = record_file(row)
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def ended(row: plan.Row) -> bool:
+    """Whether there is nothing to do for the trial. One that failed for a reason outside its hyperparameters (a bad
+    file, a lost process) is tried again; one that was scored on other sets is scored anew."""
+    record = read_record(row)
+    if record is None:
+        return False
+    if record["status"] == "finished":
+        return record["score"] == row.score and record["replicates"] == row.replicates
+    return record["status"] == "stopped" or record["error"] == "NonFiniteLoss"
+
+
+def write_record(row: plan.Row, status: str, reason: str = "", error: str = "") -> None:
+    """Say how the trial ended."""
+    record = {"status": status, "reason": reason, "error": error, "score": row.score, "replicates": row.replicates}
+    record_file(row).parent.mkdir(parents=True, exist_ok=True)
+    write_json(record_file(row), record)
+
+
+def trainable(config: dict[str, Any]) -> None:
+    """What Ray calls, in a process of its own: the trials of a task, one after the other."""
+    from ray import tune
+
+    clear_launch_variables()
+    os.chdir(config["root"])
+    place = Place(**{name: Path(path) for name, path in config["place"].items()})
+    run_trials([plan.Row(**row) for row in config["rows"]], tune.report, place)
+
+
+def run_trials(rows: Sequence[plan.Row], report: Report, place: Place) -> None:
+    """Run what has not ended of some trials. A single one reports its evaluations as they come; of several, which have
+    no time in common, each reports once, at its end. What went wrong for reasons unknown is raised at last."""
+    unknown: Exception | None = None
+    for row in rows:
+        if ended(row):
+            continue
+        try:
+            run_trial(row, report, place, live=len(rows) == 1)
+        except Exception as error:
+            unknown = error
+        if len(rows) > 1:
+            _keep_what_is_loaded()
+    if unknown is not None:
+        raise unknown
+
+
+@lru_cache(maxsize=1)
+def _keep_what_is_loaded() -> None:
+    """Once in a process: modules and features stay, so that the collection of garbage at the end of each trial need
+    not go through them, which takes longer than a head trains."""
+    gc.collect()
+    gc.freeze()
+
+
+def run_trial(
+    row: plan.Row, report: Report, place: Place | None = None, *, live: bool = True, pause: Pause | None = None
+) -> None:
+    """Train, score and evaluate; go on where an earlier call was killed. What goes wrong is recorded; what is not
+    foreseen is also raised. Evaluations are reported as they come if ``live``, or given to ``pause``."""
+    from data_shards.reader import CorruptSample
+    from trainer.loop import NonFiniteLoss
+
+    try:
+        selected = _run_within_memory(row, report if live else lambda told: None, place, pause)
+    except (InputError, CorruptSample, NonFiniteLoss) as error:
+        write_record(row, "failed", str(error), type(error).__name__)
+    except Exception as error:
+        if is_out_of_memory(error):
+            write_record(row, "failed", f"out of memory: {error}", "OutOfMemoryError")
+            return
+        write_record(row, "failed", f"{type(error).__name__}: {error}", type(error).__name__)
+        raise
+    else:
+        write_record(row, "finished")
+        # After the record: a scheduler may end a trial at any report.
+        report(_reported(selected))
+
+
+def _run_within_memory(row: plan.Row, report: Report, place: Place | None, pause: Pause | None) -> dict[str, Any]:
+    _wait_until_free(as_run(row).run)
+    try:
+        return _run(as_run(row), report, place, pause)
+    except Exception as error:
+        if not is_out_of_memory(error) or not _halve(row, error):
+            raise
+    return _run(as_run(row), report, place, pause)  # out here: the error held on to the memory of the first attempt
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of a GPU or of the machine."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _halve(row: plan.Row, error: Exception) -> bool:
+    """Plan the row with half the micro batch; False where that was done before, or cannot be."""
+    config = row.config
+    accumulation = 2 * config.accumulation
+    if as_run(row) is not row or config.batch_size % accumulation:
+        return False
+    reason = (
+        f"out of memory with a micro batch of {config.batch_size // config.accumulation} ({str(error)[:200]}); goes on "
+        f"with {config.batch_size // accumulation} and accumulation={accumulation}"
+    )
+    write_json(row.run / "out_of_memory.json", {"accumulation": accumulation, "reason": reason})
+    return True
+
+
+def _run(row: plan.Row, report: Report, place: Place | None, pause: Pause | None) -> dict[str, Any]:
+    config = row.config
+    frozen = None
+    if config.features is not None and place is not None:
+        frozen = sweep_features.frozen(sweep_features.key(config), place.features, place.train)
+    result = _fit(row, report, frozen, pause)
+    _score(row, frozen)
+    return {**result["selected"], "epoch": result["epoch"]}
+
+
+def _fit(row: plan.Row, report: Report, frozen: sweep_features.Frozen | None, pause: Pause | None) -> dict[str, Any]:
+    from trainer.distributed import build_accelerator, close
+    from trainer.loop import Stopped, fit
+
+    config, told = row.config, {}
+
+    def on_row(metrics: dict[str, Any]) -> None:
+        if "validation/auc" not in metrics or metrics["epoch"] >= config.epochs:  # the last one is reported at the end
+            return
+        if pause is None:
+            report(_reported(metrics))
+        else:
+            told.update(_reported(metrics))
+            (row.run / "stop").touch()
+
+    while True:
+        accelerator = build_accelerator(config)
+        try:
+            return fit(config, accelerator, on_row, features=frozen and frozen.for_training(config))
+        except Stopped:
+            if not told:  # somebody else's wish
+                raise
+        finally:
+            close(accelerator)
+        pause(row.run, dict(told))
+        told.clear()
+
+
+def _score(row: plan.Row, frozen: sweep_features.Frozen | None) -> None:
+    """Open the test and the unseen sets: training is over."""
+    from trainer import predict
+
+    sets = {name: Path(path) for name, path in row.score.items()}
+    features = frozen and (lambda path: frozen.of(path).features)
+    predict.score(row.run, sets, features=features)
+    evaluate.evaluate(row.run, replicates=row.replicates)
+    predict.score(row.run, sets, "last", features=features)
+    overfit.measure(row.run, row.config.train, replicates=row.replicates)
+
+
+def _reported(metrics: dict[str, Any]) -> dict[str, float]:
+    values = (metrics["validation/auc"], metrics["epoch"], metrics["train/auc"])
+    return dict(zip(REPORTED, values, strict=True))
+
+
+def _wait_until_free(run: Path) -> None:
+    """After a kill of the driver its trials live on for a moment, and hold their run directories."""
+    if not (run / ".lock").is_file():
+        return
+    deadline = time.monotonic() + SECONDS_TO_WAIT
+    with open(run / ".lock", "rb") as lock:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.5)
+            else:
+                return  # closing it lets go of it
+
+
+def task_config(rows: Sequence[plan.Row], place: Place) -> dict[str, Any]:
+    """Trials as Ray carries them to a process."""
+    return {
+        "rows": [to_dict(row) for row in rows],
+        "place": {"features": str(place.features), "train": str(place.train)},
+        "root": str(Path.cwd()),
+    }

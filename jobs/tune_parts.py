@@ -1,0 +1,116 @@
+"""What plugs into Ray Tune: the searcher that hands out a sweep's proposals, and the callback that keeps its books."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.search import Searcher
+from tqdm import tqdm
+
+from jobs import plan, trial
+from jobs.search import Listed, Tpe, Values
+from jobs.sweep_plan import Trial
+
+
+class Proposals(Searcher):
+    """Hands out tasks: one trial each, or a few of one backbone that a process runs one after the other. Nothing of it
+    is saved: a sweep goes on from its run directories."""
+
+    def __init__(
+        self,
+        source: Listed | Tpe,
+        begin: Callable[[int, Values], Trial],
+        auc: Callable[[Trial], float | None],
+        place: trial.Place,
+        trials_per_task: int,
+    ) -> None:
+        super().__init__(metric="auc", mode="max")
+        self._source, self._begin, self._auc, self._place, self._most = source, begin, auc, place, trials_per_task
+        self._running: dict[str, list[Trial]] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        proposals = self._source.next(self._most)
+        if not proposals:
+            return Searcher.FINISHED
+        self._running[trial_id] = [self._begin(*proposal) for proposal in proposals]
+        return trial.task_config([each.row for each in self._running[trial_id]], self._place)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        for each in self._running.pop(trial_id):
+            self._source.tell(each.backbone, each.values, self._auc(each))
+
+    def save(self, checkpoint_path: str) -> None:
+        """See above."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See above."""
+
+
+class Books(Callback):
+    """Records trials that a scheduler stopped or that were lost, and shows progress: one live line on a terminal; in a
+    log file one line for each failure."""
+
+    def __init__(self, total: int, done: int, rows_of: Callable[[Any], list[plan.Row]]) -> None:
+        self._failed, self._best = 0, float("-inf")
+        self._rows_of, self._counted = rows_of, set()
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, desc="trials", unit="trial", disable=not terminal)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self._best = max(self._best, result.get("auc", self._best))
+        self._count(trial)
+        self._show(trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._end(trial, trials, "stopped", f"stopped by the scheduler at epoch {trial.last_result.get('epoch')}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._end(trial, trials, "failed", trial_lost(trial))
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _end(self, task: Any, trials: list[Any], status: str, reason: str) -> None:
+        """The first trial of the task without a record is the one that ran; any after it have not begun."""
+        self._count(task)
+        for row in self._open(task)[:1]:
+            trial.write_record(row, status, reason, "Lost" if status == "failed" else "")
+        self._count(task)
+        self._show(trials)
+
+    def _open(self, task: Any) -> list[plan.Row]:
+        return [row for row in self._rows_of(task) if row.run not in self._counted]
+
+    def _count(self, task: Any) -> None:
+        for row in self._open(task):
+            record = trial.read_record(row)
+            if record is None:
+                continue
+            self._counted.add(row.run)
+            if record["status"] == "failed":
+                self._failed += 1
+                tqdm.write(f"{row.run.name} failed: {record['reason'][:160]}", file=sys.stderr)
+            self._bar.update()
+
+    def _show(self, trials: list[Any]) -> None:
+        running = sum(each.status == "RUNNING" for each in trials)
+        best = f"{self._best:.3f}" if self._best > float("-inf") else "–"
+        self._bar.set_postfix(running=running, failed=self._failed, best=best)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray saves its callbacks with its own state, of which we make no use."""
+        return {}
+
+
+def task_rows(task: Any) -> list[plan.Row]:
+    """The rows of a task."""
+    return [plan.Row(**row) for row in task.config["rows"]]
+
+
+def trial_lost(ended: Any) -> str:
+    """Why a trial ended without a record, in one line."""
+    lines = str(ended.get_error() or "").strip().splitlines()
+    return f"{trial.LOST}: {lines[-1] if lines else 'no reason known'}"[:500]

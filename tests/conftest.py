@@ -1,0 +1,15 @@
+"""What some tests need of the machine."""
+
+import os
+import shutil
+
+import pytest
+
+# Tiny models on two cores: threads that wait for each other cost many times what they compute. Processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_runtest_setup(item):
+    """Tests marked ``compiler`` skip without a C++ compiler; in CI, which installs one, that is a failure."""
+    if item.get_closest_marker("compiler") and not shutil.which("g++"):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("DeepSpeed and torch.compile build C++: install g++")

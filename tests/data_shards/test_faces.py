@@ -1,0 +1,204 @@
+"""Face tables: what is read, and that every mistake names its row."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from data_shards.command import InputError
+from data_shards.faces import MAX_PIXELS, check_faces, check_image, read_faces
+
+
+def encoded(kind, size=(32, 24), **options):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_csv_and_parquet_give_the_same(faces_csv):
+    faces = read_faces(faces_csv)
+    assert list(faces.columns) == ["path", "label", "method", "group", "dataset"]
+    assert faces["path"][0] == str(faces_csv.parent / "pristine" / "g0000.jpg")
+    assert faces.iloc[1, 1:].tolist() == ["fake", "blend", "g0000", "tiny"]
+    parquet = faces_csv.with_suffix(".parquet")
+    pd.read_csv(faces_csv, dtype=str).to_parquet(parquet)
+    pd.testing.assert_frame_equal(read_faces(parquet), faces)
+    check_faces(faces)
+
+
+def test_text_stays_text_and_extras_keep_their_type(faces_csv):
+    table = pd.read_csv(faces_csv, dtype=str).assign(group="007", frame=np.arange(30), severity=0.5)
+    table.loc[table["label"] == "fake", "method"] = "NA"
+    table.to_csv(faces_csv, index=False)
+    faces = read_faces(faces_csv)
+    assert set(faces["group"]) == {"007"}
+    assert set(faces["method"]) == {"pristine", "NA"}
+    assert faces["frame"].tolist() == list(range(30))
+    assert faces["severity"].dtype == float
+    check_faces(faces)
+
+
+def test_root_and_dataset(faces_csv, tmp_path):
+    table = pd.read_csv(faces_csv, dtype=str).drop(columns="dataset")
+    table.to_csv(tmp_path / "elsewhere.csv", index=False)
+    faces = read_faces(tmp_path / "elsewhere.csv", root=faces_csv.parent, dataset="named")
+    assert set(faces["dataset"]) == {"named"}
+    check_faces(faces)
+    with pytest.raises(InputError, match="has no column 'dataset'"):
+        read_faces(tmp_path / "elsewhere.csv")
+    with pytest.raises(InputError, match="leave out dataset=other"):
+        read_faces(faces_csv, dataset="other")
+
+
+def test_folder_tree(tmp_path):
+    for name in (
+        "real/a.jpg",
+        "real/v1/0.png",
+        "fake/a.jpg",
+        "fake/swap/a.jpeg",
+        "fake/swap/v1/x/0.webp",
+        "fake/.h.jpg",
+    ):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (tmp_path / "tree" / "real" / "notes.txt").write_text("no image")
+    faces = read_faces(tmp_path / "tree")
+    faces["path"] = [path.removeprefix(f"{tmp_path}/tree/") for path in faces["path"]]
+    assert [tuple(row) for row in faces.itertuples(index=False)] == [
+        ("real/a.jpg", "real", "pristine", "a", "tree"),
+        ("real/v1/0.png", "real", "pristine", "v1", "tree"),
+        ("fake/a.jpg", "fake", "unknown", "a", "tree"),
+        ("fake/swap/a.jpeg", "fake", "swap", "a", "tree"),
+        ("fake/swap/v1/x/0.webp", "fake", "swap", "v1/x", "tree"),
+    ]
+
+
+def test_file_name_that_is_not_utf8(tmp_path):
+    for label in ("real", "fake"):
+        (tmp_path / label).mkdir()
+        with open(os.fsencode(tmp_path / label) + b"/\xff.jpg", "wb") as file:
+            file.write(encoded("JPEG"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        check_faces(read_faces(tmp_path))
+
+
+def test_sources_that_are_none(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "table.txt").write_text("path")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    for source, message in (
+        (tmp_path, "has no folder 'fake'"),
+        (tmp_path / "none.csv", "there is no face table"),
+        (tmp_path / "table.txt", "is .csv or .parquet"),
+        (tmp_path / "broken.parquet", "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_faces(source)
+    (tmp_path / "fake").mkdir()
+    with pytest.raises(InputError, match="holds no image"):
+        read_faces(tmp_path)
+
+
+def replaced(column, row, value):
+    def change(faces):
+        faces.loc[row, column] = value
+        return faces
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.drop(columns="method"), "no column 'method'"),
+        (lambda f: f.iloc[:0], "no rows"),
+        (replaced("label", 3, "Real"), "row 4 has label 'Real'; known: real, fake"),
+        (replaced("method", 0, "swap"), "row 1 is real with method 'swap'"),
+        (replaced("method", 1, "pristine"), "row 2 is fake with method 'pristine'"),
+        (replaced("group", 2, ""), "row 3 has no group"),
+        (replaced("dataset", 5, None), "row 6 has no dataset"),
+        (replaced("path", 2, "gone.jpg"), "row 3: there is no file .*gone.jpg"),
+        (replaced("path", 2, "a.bmp"), "row 3: a.bmp is none of .jpg"),
+        (replaced("path", 2, "a\nb.jpg"), "row 3: the path .* has control characters"),
+        (lambda f: pd.concat([f, f[2:3]]), "row 31 lists .*g0000.jpg a second time"),
+        (lambda f: f.assign(split=["train"] * 29 + [""]), "row 30 .*g0009.jpg. has no split while others have"),
+        (lambda f: f.assign(split=["train"] * 29 + [None]), "row 30 .*g0009.jpg. has no split while others have"),
+        (lambda f: f.assign(split="valid"), "row 1 has split 'valid'; did you mean 'validation'"),
+        (lambda f: f.assign(split=["train", "test"] * 15), "group 'g0000' is in the splits train and test"),
+        (
+            lambda f: f.assign(split=["train"] * 15 + ["test"] * 15, group=f["group"].replace("g0009", "g0009|g0001")),
+            "group 'g0001' is in the splits train and test",
+        ),
+        (lambda f: f[f["label"] == "fake"].assign(split="test"), "split 'test' has no real image"),
+    ],
+)
+def test_mistakes_name_the_row(faces_csv, change, message):
+    with pytest.raises(InputError, match=message):
+        check_faces(change(read_faces(faces_csv)), faces_csv.parent)
+
+
+def test_empty_file(faces_csv):
+    (faces_csv.parent / "blend" / "g0001.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"row 5: .*blend/g0001.jpg is empty"):
+        check_faces(read_faces(faces_csv))
+
+
+@pytest.mark.parametrize(
+    ("kind", "extension"), [("JPEG", ".jpg"), ("JPEG", ".jpeg"), ("PNG", ".png"), ("WEBP", ".webp")]
+)
+def test_image_sizes(kind, extension):
+    data = encoded(kind)
+    assert check_image(data, extension) == (24, 32)
+    for cut in (0, 10, len(data) // 2, len(data) - 20):
+        with pytest.raises(ValueError, match=r"not a readable image|is empty"):
+            check_image(data[:cut], extension)
+
+
+def test_other_jpegs_are_images():
+    gray, cmyk = io.BytesIO(), io.BytesIO()
+    Image.new("L", (9, 5)).save(gray, "JPEG")
+    Image.new("CMYK", (9, 5)).save(cmyk, "JPEG")
+    for data in (gray.getvalue(), cmyk.getvalue(), encoded("JPEG", (32, 24), progressive=True)):
+        assert check_image(data, ".jpg")[0] > 0
+
+
+def test_zeroed_end_of_a_jpeg():
+    data = encoded("JPEG", (128, 128))
+    with pytest.raises(ValueError, match="not a readable image"):
+        check_image(data[: len(data) // 2] + bytes(len(data) - len(data) // 2), ".jpg")
+
+
+def test_without_decoding_a_cut_is_still_found():
+    data = encoded("JPEG", (128, 128))
+    thumbnail = b"\xff\xe1" + (2 + len(data)).to_bytes(2) + data  # an end marker that is not that of the image
+    whole = data[:2] + thumbnail + data[2:]
+    assert check_image(whole, ".jpg", decode=False) == (128, 128)
+    assert check_image(whole + b"trailing note", ".jpg", decode=False) == (128, 128)
+    for cut in (len(whole) - 2, len(whole) - 700):
+        with pytest.raises(ValueError, match="no end marker"):
+            check_image(whole[:cut], ".jpg", decode=False)
+    assert check_image(whole[:-700] + bytes(600) + whole[-100:], ".jpg", decode=False) == (128, 128)
+    with pytest.raises(ValueError, match="not a readable image"):
+        check_image(whole[:-700] + bytes(600) + whole[-100:], ".jpg")
+
+
+def test_name_must_say_what_the_content_is():
+    with pytest.raises(ValueError, match="the content is PNG, the name says JPEG"):
+        check_image(encoded("PNG"), ".jpg")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_image_bomb_is_refused_before_it_is_decoded():
+    """A PNG of 10,000 x 10,000 pixels in some 12 kB."""
+    buffer = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
+    assert MAX_PIXELS < 10_000 * 10_000
+    with pytest.raises(ValueError, match="10000x10000 pixels are more than the limit"):
+        check_image(buffer.getvalue(), ".png")

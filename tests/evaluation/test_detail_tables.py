@@ -1,0 +1,109 @@
+import dataclasses
+
+import pytest
+
+from evaluation.detail_tables import (
+    claim_table,
+    difference_table,
+    family_table,
+    method_table,
+    relation_note,
+    relation_outcomes,
+    relation_table,
+    transferability_table,
+    treatment_table,
+)
+from evaluation.tables import headline_table, separability_table
+
+
+def texts(table):
+    return [[cell.text for cell in row] for row in table.rows]
+
+
+def test_p_of_the_null_stands_beside_the_scores(benchmark):
+    report = benchmark()
+    assert headline_table(report).rows[0][3].seeds == "p = 0.005"
+    assert "199 permutations that respect groups reach 0.560 once in twenty" in headline_table(report).rows[0][3].hint
+    first, second = separability_table(report, "train").rows[0][1:3]
+    assert (first.seeds, second.seeds) == ("p = 0.005", "")  # the second score has no null
+
+
+def test_differences_are_antisymmetric_and_marked(benchmark):
+    table = difference_table(benchmark(), "train")
+    assert [row[0].text for row in table.rows] == [
+        "1 dinov2_vits14",
+        "2 mae_vitb16",
+        "3 imagenet_efficientnet_lite0",
+        "4 dinov2_vits14-random",
+    ]
+    assert [name for name, _ in table.columns[1:]] == ["1", "2", "3", "4"]
+    cells = texts(table)
+    assert cells[0][1:3] == ["", "▲ +0.050"]  # 0.71 - 0.66
+    assert cells[1][1] == "▼ -0.050"
+    assert table.caption.startswith("6 of 6 pairs differ on train")
+
+
+def test_a_panel_on_other_samples_is_left_out(benchmark):
+    report = benchmark()
+    odd = report.backbones[0].panels["train"]
+    odd = dataclasses.replace(odd, scores=[dataclasses.replace(odd.scores[0], n=5), *odd.scores[1:]])
+    backbones = [dataclasses.replace(report.backbones[0], panels={"train": odd}), *report.backbones[1:]]
+    table = difference_table(dataclasses.replace(report, backbones=backbones), "train")
+    assert table.rows[0][0].text == "1 mae_vitb16"
+    assert len(table.rows) == 3
+
+
+def test_nothing_measured_gives_no_rows(benchmark):
+    for make in (difference_table, method_table, treatment_table, transferability_table):
+        assert make(benchmark(), "resample").rows == []
+
+
+def test_named_tables_show_every_column(benchmark):
+    report = benchmark()
+    assert [name for name, _ in method_table(report, "train").columns[1:]] == ["self blend", "swap"]
+    assert texts(method_table(report, "train"))[0] == ["dinov2_vits14", "0.668", "0.752"]  # 0.5 + 0.21 * 0.8 and 1.2
+    assert [name for name, _ in treatment_table(report, "train").columns[1:]] == ["centred", "whitened"]
+    assert texts(transferability_table(report, "train"))[0][1:] == ["-0.790", "0.210"]
+
+
+def test_relation_has_a_row_per_score_and_italic_baselines(benchmark):
+    report = benchmark(9, seeds=(0, 1))
+    assert relation_outcomes(report) == ["test", "resample"]
+    table = relation_table(report, "test")
+    # five scores and two of transferability on train; all backbones are of one size, which has no order
+    baselines = ["number of parameters", "number of features", "mean rank on other data sets"]
+    assert [row[0].text for row in table.rows][-3:] == baselines  # ImageNet top-1 is not known of any of them
+    assert table.controls == [False] * 7 + [True] * 3
+    assert texts(table)[0][0] == "kNN AUC"
+    assert texts(table)[0][2] == "1.000"  # the AUC on test is 0.68 + level, the score 0.5 + level
+    assert texts(table)[-2][2] == "–"
+    note = relation_note(report, "test")
+    assert "With 8 backbones, chance alone reaches a weighted tau of" in note
+    assert "allows a perfect predictor a weighted tau of 1.00" in note  # seeds shift all backbones alike
+
+
+def test_claims_have_verdicts_and_families_means(benchmark):
+    claims = claim_table(benchmark(9))
+    by_claim = {(row[0].text, row[1].text): row for row in claims.rows}
+    row = by_claim["Face recognition is closest", "separability on train: face-recognition minus all others"]
+    assert (row[2].text, row[3].interval) == ("undecided", "one backbone on a side")
+    ours = by_claim[
+        "Self-supervised wins after fine-tuning", "fine-tuned AUC on test: self-supervised minus all others"
+    ]
+    # levels .21, .16, .19 against .12, .08, .18, .10, .05: 0.1867 - 0.106
+    assert (ours[2].text, ours[3].text) == ("supported", "+0.081")
+    family = {row[0].text: row for row in family_table(benchmark(9)).rows}["self-supervised"]
+    assert (family[1].text, family[1].seeds) == ("0.687", "3 backbones")
+
+
+def test_controls_take_no_part_in_relations(benchmark):
+    report = benchmark(9)
+    assert len(report.prediction.backbones) == 8
+    assert not any(name.endswith("-random") for name in report.prediction.backbones)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_too_few_backbones_give_no_relation(benchmark, count):
+    report = benchmark(count)
+    assert report.prediction.predictors == []
+    assert report.prediction.too_few.startswith("too few")

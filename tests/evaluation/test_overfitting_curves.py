@@ -1,0 +1,99 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from evaluation.overfitting_curves import curve_scores, drop, first_overfitting, memorisation
+
+EPOCH = [1.0, 2.0, 3.0, 4.0, 5.0]
+TRAIN = [0.70, 0.80, 0.90, 0.96, 1.00]
+VALIDATION = [0.65, 0.75, 0.80, 0.79, 0.76]
+
+
+def values(*curve, **options):
+    return {score.name: score.value for score in curve_scores(*curve, **options)}
+
+
+def test_a_curve_by_hand():
+    # Validation peaks at epoch 3 while training goes on, so overfitting begins there. The gap is .10 at epoch 3, .17 at
+    # 4 and .24 at 5; its growth since epoch 3 is 0, .07, .14, and the trapezoids are .035 + .105 = .14.
+    found = values(EPOCH, TRAIN, VALIDATION)
+    assert found == pytest.approx(
+        {
+            "first_overfit_epoch": 3.0,
+            "overfitting_area": 0.14,
+            "fall_from_peak": 0.04,
+            "gap_at_peak": 0.10,
+            "gap_at_end": 0.24,
+        }
+    )
+
+
+def test_noise_moves_the_point_forward():
+    # With noise .06 the gain of .05 from epoch 2 to 3 is none: overfitting begins at epoch 2. Growth of the gap since
+    # then (.05): 0, .05, .12, .19; trapezoids .025 + .085 + .155 = .265.
+    found = values(EPOCH, TRAIN, VALIDATION, noise=0.06)
+    assert (found["first_overfit_epoch"], found["overfitting_area"]) == pytest.approx((2.0, 0.265))
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        ([0.7, 0.8, 0.9], [0.6, 0.7, 0.8]),  # validation still rises
+        ([0.9, 0.9, 0.9], [0.8, 0.8, 0.7]),  # training no longer does
+        ([0.9], [0.8]),  # one evaluation has no after
+    ],
+)
+def test_no_overfitting_is_not_a_number_and_area_zero(train, validation):
+    assert first_overfitting(train, validation) is None
+    found = values(range(1, len(train) + 1), train, validation)
+    assert math.isnan(found["first_overfit_epoch"])
+    assert found["overfitting_area"] == 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12))
+def test_area_and_fall_are_never_negative_and_the_point_keeps_its_promise(curve):
+    train, validation = map(np.array, zip(*curve, strict=True))
+    found = values(np.arange(len(train)), train, validation)
+    assert found["overfitting_area"] >= 0
+    assert found["fall_from_peak"] >= 0
+    if not math.isnan(found["first_overfit_epoch"]):
+        first = int(found["first_overfit_epoch"])
+        assert validation[first + 1 :].max() <= validation[first] + 0.005
+        assert train[first + 1 :].max() > train[first] + 0.005
+
+
+def test_drop_is_paired():
+    random = np.random.default_rng(0)
+    label, group = np.tile([0, 1], 100), np.repeat(np.arange(50), 4)
+    before = label + random.normal(size=200)
+    after = before + random.normal(scale=0.5, size=200)
+    score = drop("drop", label, before, after, group)
+    assert score.value == pytest.approx(roc_auc_score(label, before) - roc_auc_score(label, after), abs=1e-12)
+    assert score.low < score.value < score.high
+    same = drop("drop", label, before, before, group)
+    assert (same.value, same.low, same.high) == (0, 0, 0)  # what is common cancels
+
+
+def test_memorisation_by_hand():
+    # Four flipped samples, truly 0, 0, 1, 1; training saw 1, 1, 0, 0. Logits 2, -1, -3, -1: the model repeats the wrong
+    # label of the first, third and fourth: 3/4. Wilson with z = 1.96: (.75 + .4802 ± 1.96 sqrt(.046875 + .2401/4)) /
+    # (1 + .9604) = (1.2302 ± .6409) / 1.9604.
+    score = memorisation([0, 0, 1, 1, 0, 1], [1, 1, 1, 1, 0, 0], [2, -1, -3, -1, -5, 5])
+    assert (score.value, score.n) == (0.75, 4)
+    assert (score.low, score.high) == pytest.approx((0.3006, 0.9544), abs=5e-4)
+    with pytest.raises(ValueError, match="flipped"):
+        memorisation([0, 1], [0, 0], [0.0, 1.0])
+
+
+def test_misfits_are_errors():
+    with pytest.raises(ValueError, match="shapes"):
+        curve_scores([1, 2], [0.5], [0.5])
+    with pytest.raises(ValueError, match="rise"):
+        curve_scores([1, 1], [0.5, 0.6], [0.5, 0.5])
+    with pytest.raises(ValueError, match="validation holds NaN"):
+        curve_scores([1, 2], [0.5, 0.6], [0.5, math.nan])

@@ -1,0 +1,122 @@
+"""The sweep's report: what it shows, what it recommends, and that nothing in it is taken for markup."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from evaluation.overfitting_curves import curve_scores
+from evaluation.overfitting_report import markdown, recommended_table, render, surface_axes, text_table, trial_table
+from evaluation.overfitting_results import SweepReport, TrialResult, finished, recommended
+from evaluation.score import Score
+from evaluation.sweep_figures import gap_surface, overfitting_curves, validation_versus_unseen
+
+
+def score(name, value, width=0.02):
+    return Score(name, value, value - width, value + width, True, 100, f"how {name}")
+
+
+def make(backbone, rate, depth, validation, unseen):
+    """A trial whose gap train − validation at the end is rate + depth / 100."""
+    epoch, train = [1.0, 2.0, 3.0], [0.7, 0.85, 0.95]
+    curve = [0.7, validation, validation - 0.05]
+    data = {"train": 0.95, "validation": validation, "test": validation - 0.01, "resample": unseen}
+    gap = Score("train − validation", rate + depth / 100, -1, 1, False, 200, "how")
+    return TrialResult(
+        run=f"{backbone}-{rate}-{depth}",
+        backbone=backbone,
+        family="family",
+        values={"learning_rate": rate, "unfrozen_blocks": depth, "mode": "full"},
+        status="finished",
+        detection={name: score("auc", value) for name, value in data.items()},
+        gaps=[gap],
+        last_gaps=[gap],
+        drops=[],
+        curve=curve_scores(epoch, train, curve),
+        evaluations=[
+            {"epoch": e, "train/auc": t, "validation/auc": v} for e, t, v in zip(epoch, train, curve, strict=True)
+        ],
+    )
+
+
+@pytest.fixture
+def trials():
+    random = np.random.default_rng(0)
+    made = [
+        make(backbone, rate, depth, float(random.uniform(0.75, 0.9)), float(random.uniform(0.5, 0.7)))
+        for backbone in ("vit <b>", "resnet")
+        for rate in (0.001, 0.01, 0.1)
+        for depth in (1, 4)
+    ]
+    failed = TrialResult("lost", "resnet", "family", made[0].values, "failed", "loss is <script>not</script> finite")
+    return [*made, failed]
+
+
+def page(trials):
+    return render(SweepReport("A sweep", "Toy data.", "python -m jobs.sweep", {"ray": "1"}, "box", {}, trials))[0]
+
+
+def test_the_recommendation_looks_at_validation_only(trials):
+    best = recommended(trials, "resnet")
+    of = [each for each in trials if each.backbone == "resnet" and each.finished]
+    assert best.detection["validation"].value == max(each.detection["validation"].value for each in of)
+    tempting = make("resnet", 0.5, 1, 0.5, 0.99)  # best on unseen data, worst on validation
+    assert recommended([*trials, tempting], "resnet") == best
+    assert [row[0].text for row in recommended_table(trials).rows] == ["vit <b>", "resnet"]
+
+
+def test_the_page_holds_every_part_and_escapes_names(trials):
+    html = page(trials)
+    assert html.count("<figure>") == 4  # surface, scatter, curves, importance
+    assert "vit <b>" not in html
+    assert "<script>not" not in html
+    assert "loss is &lt;script&gt;not" in html
+    assert "mode" not in re.findall(r"<th[^>]*><button[^>]*>(\w+)", html)  # did not vary
+    assert page(trials[:3]) == page(trials[:3])
+
+
+def test_a_sweep_without_a_finished_trial_still_has_a_report(trials):
+    html = page([trials[-1]])
+    assert "No finished trial to draw yet" in html
+    assert text_table([trials[-1]]) == "no finished trial"
+
+
+def test_the_tables_are_sorted_by_validation(trials):
+    lines = text_table(trials).splitlines()
+    assert len(lines) == 13
+    column = lines[0].split("  ").index("AUC validation") if "AUC validation" in lines[0].split("  ") else None
+    aucs = [float(re.findall(r"0\.\d{3}", line)[-5]) for line in lines[1:]]  # train, validation, test, resample, gap
+    assert column is None or column > 0
+    assert len(aucs) == 12
+    assert markdown(trial_table(finished(trials))).count("\n") == 13
+
+
+def test_the_surface_averages_what_is_not_on_its_axes(trials):
+    axes = surface_axes(["mode", "unfrozen_blocks", "learning_rate"])
+    assert axes == ("learning_rate", "unfrozen_blocks")
+    assert surface_axes(["learning_rate", "seed"]) is None
+    figure = gap_surface(trials, *axes, "train − validation")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    # One trial per cell: rate + depth / 100, rows from depth 1 upwards.
+    assert texts == ["0.011", "0.020", "0.110", "0.041", "0.050", "0.140"]
+    twice = gap_surface([*trials, make("resnet", 0.001, 1, 0.8, 0.6)], *axes, "train − validation")
+    assert twice.axes[1].texts[0].get_text() == "0.011\n(2)"
+
+
+def test_curves_mark_the_first_overfitting(trials):
+    figure = overfitting_curves(trials[:1])
+    marks = [line for line in figure.axes[0].lines if line.get_marker() == "v" and len(line.get_xdata())]
+    # Validation peaks at epoch 2 while training rises on.
+    assert [list(mark.get_xdata()) for mark in marks] == [[2.0]]
+    assert math.isclose(marks[0].get_ydata()[0], trials[0].detection["validation"].value)
+
+
+def test_nothing_to_draw_is_an_error(trials):
+    for draw in (
+        lambda t: gap_surface(t, "a", "b", "g"),
+        overfitting_curves,
+        lambda t: validation_versus_unseen(t, "x"),
+    ):
+        with pytest.raises(ValueError, match="no finished trial"):
+            draw([trials[-1]])

@@ -1,0 +1,282 @@
+"""Sweeps with a real Ray on two cores: what runs, what survives a kill, and what Ray may know."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from data_shards.command import InputError, from_dict
+from jobs import trial
+from jobs.sweep_plan import Journal, Sweep, planned
+from tests.jobs.sweeping import ROOT, command, environment, processes, run_sweep, sweep_values
+
+ABSURD = 1e36
+
+
+def three_rates(folder: Path, cards: Path, **changes) -> dict:
+    """A sweep over three learning rates, of which the last one fails."""
+    return sweep_values(folder, cards, **{"space": {"learning_rate": [1e-3, 3e-3, ABSURD]}, **changes})
+
+
+def records(values: dict) -> list[tuple[dict, dict | None, Path]]:
+    trials = planned(from_dict(Sweep, copy.deepcopy(values)))  # parsing makes paths of its texts
+    return [(each.values, trial.read_record(each.row), each.row.run) for each in trials]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_cards):
+    """A sweep of three trials that ran to its end: (values, process)."""
+    folder = tmp_path_factory.mktemp("sweep")
+    values = three_rates(folder, tiny_cards)
+    process = run_sweep(folder, values)
+    assert process.returncode == 0, process.stderr
+    assert gone(folder)
+    return values, process
+
+
+def gone(folder: Path, seconds: float = 60) -> bool:
+    """Whether no process of the folder's sweeps is left after a while."""
+    deadline = time.monotonic() + seconds
+    while processes(folder) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return not processes(folder)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_and_a_failed_trial_does_not_stop_it(finished):
+    values, process = finished
+    ended = records(values)
+    assert [record["status"] for _, record, _ in ended] == ["finished", "finished", "failed"]
+    assert ended[2][0] == {"learning_rate": ABSURD}
+    assert ended[2][1]["error"] == "NonFiniteLoss"
+    assert "not finite at step" in ended[2][1]["reason"]
+    for _, _, run in ended[:2]:
+        assert {path.stem for path in (run / "scores").iterdir()} == {
+            *("train", "validation", "test", "resample"),
+            *("train-last", "validation-last", "test-last", "resample-last"),
+        }
+        assert set(json.loads((run / "evaluation.json").read_text())["detection"]) == set(
+            ("train", "validation", "test", "resample")
+        )
+    # A log file gets a line at the start and one per failure: no bars, no chatter of Ray.
+    lines = process.stderr.strip().splitlines()
+    assert lines[0] == "tiny: 3 trials, 0 of them done before"
+    assert all("learning rate" in line or "failed" in line for line in lines[1:]), process.stderr
+    assert "Trial " not in process.stdout  # nor of Ray on the other stream
+    assert "report: " in process.stdout
+
+
+@pytest.mark.slow
+def test_ray_is_told_validation_only(finished):
+    values, _ = finished
+    [file] = (Path(values["runs"]) / "tiny" / "ray").glob("experiment_state*.json")
+    told = [json.loads(state)["last_result"] for _, state in json.loads(file.read_text())["trial_data"]]
+    assert {"auc", "epoch", "train_auc"} <= set(told[0])  # this is where Ray keeps what it knows
+    assert not [key for result in told for key in result if "test" in key or "resample" in key]
+    numbers = {value for result in told for value in result.values() if isinstance(value, float)}
+    for _, _, run in records(values)[:2]:
+        found = json.loads((run / "evaluation.json").read_text())["detection"]
+        aucs = {name: next(s["value"] for s in scores if s["name"] == "auc") for name, scores in found.items()}
+        assert any(abs(aucs["validation"] - number) < 1e-9 for number in numbers)
+        assert not numbers & ({aucs["test"], aucs["resample"]} - {aucs["validation"], aucs["train"]})
+
+
+@pytest.mark.slow
+def test_mlflow_has_a_parent_per_backbone_and_a_child_per_trial(finished):
+    values, _ = finished
+    code = (
+        "import sys, json; from mlflow import MlflowClient; c = MlflowClient(sys.argv[1]);"
+        "e = c.get_experiment_by_name('tiny');"
+        "print(json.dumps([[r.info.run_id, r.data.tags.get('mlflow.parentRunId'), r.data.params.get('learning_rate'),"
+        " r.info.run_name] for r in c.search_runs([e.experiment_id])]))"
+    )
+    uri = f"sqlite:///{values['runs']}/mlflow.db"
+    out = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=True).stdout
+    runs = json.loads(out.splitlines()[-1])
+    tops = {name: run_id for run_id, above, _, name in runs if above is None}
+    assert set(tops) == {"tiny: tiny_resnet-random", "tiny: report"}
+    parent = tops["tiny: tiny_resnet-random"]
+    assert sorted(rate for _, above, rate, _ in runs if above == parent) == ["0.001", "0.003"]
+
+
+@pytest.mark.slow
+def test_after_a_kill_the_same_command_goes_on_to_equal_results(finished, tmp_path, tiny_cards):
+    reference = [json.loads((run / "result.json").read_text())["checkpoints"] for _, _, run in records(finished[0])[:2]]
+    values = three_rates(tmp_path, tiny_cards)
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(values))
+    driver = subprocess.Popen(command(file), cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, text=True)
+    first, second = (run for _, _, run in records(values)[:2])
+    while not (second / "state" / "latest").is_file():  # the first is over, the second under way
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.01)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    killed_at = time.time()
+    assert (first / "trial.json").is_file()
+    assert not (second / "trial.json").exists()
+
+    process = run_sweep(tmp_path, values)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.startswith("tiny: 3 trials, 1 of them done before")
+    ended = records(values)
+    assert [record["status"] for _, record, _ in ended] == ["finished", "finished", "failed"]
+    assert (first / "trial.json").stat().st_mtime < killed_at  # not repeated
+    results = [json.loads((run / "result.json").read_text()) for _, _, run in ended[:2]]
+    assert [result["checkpoints"] for result in results] == reference
+
+
+@pytest.mark.slow
+def test_asha_stops_what_validates_worse_and_says_so(finished, tmp_path, tiny_cards):
+    # Trials run one after the other; ASHA's first rung is epoch 1, and its cutoff there the median of those before: so
+    # the second trial is stopped at its first evaluation if that is worse than the first one's.
+    first_auc = {}
+    for values, _, run in records(finished[0])[:2]:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        first_auc[values["learning_rate"]] = next(row["validation/auc"] for row in rows if "validation/auc" in row)
+    better_first = sorted(first_auc, key=first_auc.get, reverse=True)
+    assert len(set(first_auc.values())) == 2
+    values = three_rates(tmp_path, tiny_cards, space={"learning_rate": better_first}, scheduler="asha")
+    process = run_sweep(tmp_path, values)
+    assert process.returncode == 0, process.stderr
+    kept, stopped = (record for _, record, _ in records(values))
+    assert kept["status"] == "finished"
+    assert stopped["status"] == "stopped"
+    assert stopped["reason"].startswith("stopped by the scheduler at epoch 1")
+    run = records(values)[1][2]
+    assert not (run / "scores").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_sweep_starts_no_ray(finished):
+    values, _ = finished
+    process = run_sweep(Path(values["runs"]).parent, values)
+    assert process.returncode == 0, process.stderr
+    assert "trials, " not in process.stderr  # said when there is something to do
+    assert "report: " in process.stdout
+
+
+def test_reports_of_a_trial_hold_validation_alone_and_come_from_before_scoring(tmp_path, tiny_cards):
+    """What a scheduler or a search can see is what ``report`` is given."""
+    values = three_rates(tmp_path, tiny_cards, space={"learning_rate": [1e-3]})
+    [only] = planned(from_dict(Sweep, values))
+    reports = []
+    trial.run_trial(only.row, lambda told: reports.append((dict(told), (only.row.run / "scores").exists())))
+    rows = [json.loads(line) for line in (only.row.run / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [row for row in rows if "validation/auc" in row]
+    assert [set(told) for told, _ in reports] == [{"auc", "epoch", "train_auc"}] * len(evaluated)
+    assert [told["auc"] for told, _ in reports[:-1]] == [row["validation/auc"] for row in evaluated[:-1]]
+    # Only the last report comes after test and unseen sets were opened, and it repeats the selected evaluation.
+    assert [scored for _, scored in reports] == [*[False] * (len(reports) - 1), True]
+    selected = json.loads((only.row.run / "result.json").read_text())["selected"]
+    assert reports[-1][0] == {
+        "auc": selected["validation/auc"],
+        "train_auc": selected["train/auc"],
+        "epoch": evaluated[-1]["epoch"],
+    }
+    assert trial.ended(only.row)
+
+
+def test_a_users_mistake_inside_a_trial_is_recorded_and_tried_again(tmp_path, tiny_cards):
+    values = three_rates(tmp_path, tiny_cards, data={**three_rates(tmp_path, tiny_cards)["data"], "train": "absent"})
+    only = planned(from_dict(Sweep, values))[0]
+    trial.run_trial(only.row, lambda told: None)
+    record = trial.read_record(only.row)
+    assert (record["status"], record["error"]) == ("failed", "InputError")
+    assert "absent" in record["reason"]
+    assert not trial.ended(only.row)
+    trial.write_record(only.row, "failed", "loss is not finite", "NonFiniteLoss")
+    assert trial.ended(only.row)  # the hyperparameters' own fault: again it would be the same
+
+
+def test_out_of_memory_halves_the_micro_batch_once_and_says_so(tmp_path, tiny_cards, monkeypatch):
+    from trainer.distributed import Engine
+
+    def forward_within(most):
+        real = Engine.forward
+
+        def forward(self, images):
+            if len(images) > most:
+                raise torch.OutOfMemoryError(f"CUDA out of memory for {len(images)} images")
+            return real(self, images)
+
+        monkeypatch.setattr(Engine, "forward", forward)
+
+    values = three_rates(tmp_path, tiny_cards, space={"learning_rate": [1e-3, 2e-3]})
+    first, second = planned(from_dict(Sweep, values))
+    forward_within(8)  # of 16
+    trial.run_trial(first.row, lambda told: None)
+    assert trial.read_record(first.row)["status"] == "finished"
+    run = trial.as_run(first.row)
+    assert (run.config.batch_size, run.config.accumulation, first.row.config.accumulation) == (16, 2, 1)
+    assert (run.run / "result.json").is_file()
+    assert "micro batch of 16" in trial.out_of_memory(first.row)
+    assert trial.ended(first.row)
+    forward_within(4)  # once is all
+    trial.run_trial(second.row, lambda told: None)
+    record = trial.read_record(second.row)
+    assert (record["status"], record["error"]) == ("failed", "OutOfMemoryError")
+    assert "for 8 images" in record["reason"]
+
+
+def test_launch_variables_are_forgotten(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_NTASKS", "ACCELERATE_USE_CPU"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    trial.clear_launch_variables()
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "SLURM_NTASKS", "ACCELERATE_USE_CPU"} & set(os.environ)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {"learning_rat": [1.0]}}, "did you mean 'learning_rate'"),
+        ({"space": {"epochs": [1, 2]}}, "both space and finetune"),
+        ({"space": {"warmup": [0.1, 1.5]}}, "warmup=1.5"),
+        ({"space": {"seed": [0.5]}}, "seed=0.5 must be an integer"),
+        ({"trials": 3}, "trials belongs to"),
+        ({"sampler": "random"}, "needs trials"),
+        ({"backbones": []}, "backbones is empty"),
+        ({"sampler": "random", "trials": 1, "budget": {"tiny_rasnet": 3}}, "did you mean 'tiny_resnet-random'"),
+        ({"space": {"learning_rate": {"low": 1e-4, "high": 1e-3}}}, "sampler=random"),
+    ],
+)
+def test_mistakes_in_the_sweep_file_are_named_before_anything_runs(tmp_path, tiny_cards, changes, message):
+    with pytest.raises(InputError, match=message):
+        planned(from_dict(Sweep, three_rates(tmp_path, tiny_cards, **changes)))
+
+
+def test_equal_runs_are_run_once_and_backbones_take_turns(tmp_path, tiny_cards):
+    # unfrozen_blocks has no effect with mode=full.
+    two = [{"name": name, "initialisation": "random"} for name in ("tiny_resnet", "tiny_efficientnet")]
+    space = {"unfrozen_blocks": [1, 2], "seed": [0, 1]}
+    config = from_dict(Sweep, three_rates(tmp_path, tiny_cards, backbones=two, space=space))
+    trials = planned(config)
+    assert [(each.backbone, each.values["seed"]) for each in trials] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert [each.row.config.seed for each in trials] == [0, 0, 1, 1]
+
+
+def test_every_backbone_has_its_budget(tmp_path, tiny_cards):
+    two = [{"name": name, "initialisation": "random"} for name in ("tiny_resnet", "tiny_efficientnet")]
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+    budget = {"sampler": "random", "trials": 2, "budget": {"tiny_efficientnet-random": 3}}
+    trials = planned(from_dict(Sweep, three_rates(tmp_path, tiny_cards, backbones=two, space=space, **budget)))
+    assert [each.backbone for each in trials] == [0, 1, 0, 1, 1]
+
+
+def test_the_journal_keeps_what_was_begun(tmp_path, tiny_cards):
+    config = from_dict(Sweep, three_rates(tmp_path, tiny_cards))
+    journal, trials = Journal(config), planned(config)
+    for each in (trials[1], trials[0], trials[1]):
+        journal.note(each)
+    assert [each.row.run for each in Journal(config).trials()] == [trials[1].row.run, trials[0].row.run]
+    assert journal.auc(trials[0]) is None

@@ -1,0 +1,99 @@
+"""Head-only sweeps on shared features: equal to the long way, and less data means more overfitting."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from data_shards.command import from_dict
+from data_shards.manifest import ShardSet
+from jobs import sweep_features, trial
+from jobs.search import parse_space
+from jobs.sweep import trials_per_task
+from jobs.sweep_plan import Sweep, pack_subsets, planned, prepare_features
+from tests.jobs.sweeping import run_sweep, sweep_values
+
+FINETUNE = {"mode": "head", "flip": False, "epochs": 30, "evaluate_every": 5, "batch_size": 16, "learning_rate": 0.01}
+SPACE = {"train_groups": [6, 15, None], "seed": [0, 1, 2, 3]}
+
+
+def head_values(folder, cards, **changes):
+    changes = {"space": SPACE, "finetune": {**FINETUNE, "features": str(folder / "features")}, **changes}
+    return sweep_values(folder, cards, backbones=[{"name": "tiny_resnet", "initialisation": "random"}], **changes)
+
+
+@pytest.mark.slow
+def test_less_data_means_a_larger_gap_and_ray_runs_few_tasks(tmp_path, tiny_cards):
+    # The sample's fakes are scripted forgeries; a new random backbone for every seed, twelve trials.
+    values = head_values(tmp_path, tiny_cards, cpus_per_trial=1)
+    process = run_sweep(tmp_path, values)
+    assert process.returncode == 0, process.stderr
+    config = from_dict(Sweep, copy.deepcopy(values))
+    gaps = {}
+    for each in planned(config):
+        assert trial.read_record(each.row)["status"] == "finished"
+        last = json.loads((each.row.run / "overfitting.json").read_text())["last_gaps"][0]
+        assert last["name"] == "train − validation"
+        gaps.setdefault(each.values["train_groups"], []).append(last["value"])
+    means = [np.mean(gaps[groups]) for groups in SPACE["train_groups"]]
+    assert means[0] > means[1] > means[2] > 0
+    # Weights of heads only: the backbone's lie with its card.
+    heads = [each.row.run / f"{name}.safetensors" for each in planned(config) for name in ("best", "last")]
+    assert max(file.stat().st_size for file in heads) < 10_000
+    assert "Learning curves" in (config.folder / "report.html").read_text()
+
+
+def test_shared_features_give_what_decoded_pictures_give(tmp_path, tiny_cards):
+    space = {"train_groups": [10], "flipped_labels": [0.2]}
+    quick, long = (
+        from_dict(Sweep, head_values(tmp_path, tiny_cards, space=space, name=name, finetune=finetune))
+        for name, finetune in (
+            ("quick", {**FINETUNE, "features": str(tmp_path / "features")}),
+            ("long", {**FINETUNE, "epochs": 30}),
+        )
+    )
+    found = []
+    for config in (quick, long):
+        [only] = planned(config)
+        pack_subsets(config, parse_space(config.space))
+        prepare_features(config, [only])
+        trial.run_trial(only.row, lambda told: None, config.place)
+        evaluation = json.loads((only.row.run / "evaluation.json").read_text())
+        found.append({name: scores[0]["value"] for name, scores in evaluation["detection"].items()})
+    assert found[0] == pytest.approx(found[1], abs=1e-3)  # float32 sums in other orders
+
+
+def test_a_smaller_or_mislabelled_set_takes_its_rows_from_the_whole_one(tmp_path, tiny_cards):
+    config = from_dict(
+        Sweep,
+        head_values(tmp_path, tiny_cards, space={"train_groups": [10], "flipped_labels": [0.0, 0.2], "seed": [0]}),
+    )
+    trials = planned(config)
+    pack_subsets(config, parse_space(config.space))
+    prepare_features(config, trials)
+    frozen = sweep_features.Frozen(sweep_features.key(trials[0].row.config), config.place.features, config.data.train)
+    whole, parts = frozen.of(config.data.train), [frozen.of(each.row.config.train) for each in trials]
+    assert not isinstance(whole.features, np.ndarray) or isinstance(whole.features, np.memmap)  # mapped, not read
+    assert np.array_equal(parts[0].features, parts[1].features)
+    assert (parts[0].label != parts[1].label).mean() == pytest.approx(0.2, abs=0.02)
+    source = ShardSet.open(config.data.train)
+    shards = ShardSet.open(trials[0].row.config.train)
+    row = list(source.column("sha256")).index(shards.column("sha256")[3])
+    assert np.array_equal(parts[0].features[3], whole.features[row])
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "at_once", "expected"),
+    [({}, 900, 2, 25), ({}, 12, 2, 1), ({}, 100, 2, 12), ({"scheduler": "asha"}, 900, 2, 1)],
+)
+def test_tasks_hold_many_short_trials_but_leave_every_process_some(
+    tmp_path, tiny_cards, changes, left, at_once, expected
+):
+    config = from_dict(Sweep, head_values(tmp_path, tiny_cards, **changes))
+    assert trials_per_task(config, left, at_once) == expected
+
+
+def test_trials_that_train_a_backbone_are_tasks_of_their_own(tmp_path, tiny_cards):
+    config = from_dict(Sweep, sweep_values(tmp_path, tiny_cards, space={"seed": [0, 1]}))
+    assert trials_per_task(config, 900, 2) == 1

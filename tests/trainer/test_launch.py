@@ -1,0 +1,235 @@
+"""Real launches through accelerate: one process, two over gloo, DeepSpeed, and launches that are not what they seem."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_shards.command import InputError, to_dict, write_yaml
+from trainer.launch import SCRIPT, command, exit_status
+from trainer.state import read_metrics
+
+KEYS = {"epochs": 2.4, "checkpoint_steps": 2, "drop_path": 0.0}
+
+
+def flags(line: list[str]) -> dict[str, str]:
+    return {line[i]: line[i + 1] for i in range(len(line) - 1) if line[i].startswith("--")}
+
+
+def test_command_of_one_process_several_and_several_machines(tmp_path):
+    config = tmp_path / "config.yaml"
+    one = command(config)
+    assert one[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert one[-4:] == [str(SCRIPT), "--config", str(config), "--processes=1"]
+    assert "--multi_gpu" not in one
+    assert "--cpu" not in one
+    two = command(config, processes=2)
+    assert "--multi_gpu" in two
+    assert flags(two)["--num_processes"] == "2"
+    assert flags(two)["--main_process_port"] == "0"  # a free one
+    many = command(config, processes=4, machines=3, machine_rank=2, head="node7", port=31234, deepspeed_stage=3)
+    wanted = {"--num_processes": "12", "--num_machines": "3", "--machine_rank": "2", "--main_process_ip": "node7"}
+    wanted |= {"--main_process_port": "31234", "--zero_stage": "3", "--deepspeed_multinode_launcher": "standard"}
+    assert wanted.items() <= flags(many).items()
+    assert "--use_deepspeed" in many
+    assert many[-1] == "--processes=12"
+
+
+def test_threads_share_the_cores_unless_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert flags(command(tmp_path, processes=3))["--num_cpu_threads_per_process"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert flags(command(tmp_path, processes=3))["--num_cpu_threads_per_process"] == "5"
+
+
+@pytest.mark.parametrize("wrong", [{"processes": 0}, {"machines": 2, "machine_rank": 2}, {"machines": 2}])
+def test_numbers_that_do_not_fit(tmp_path, wrong):
+    with pytest.raises(InputError, match=r"do not fit together|several machines need head"):
+        command(tmp_path, **wrong)
+
+
+def test_mistakes_show_before_anything_starts(toy_config, tmp_path):
+    file = tmp_path / "config.yaml"
+    cases = {"train": tmp_path / "nowhere", "backbone": "tiny_vitt", "accumulation": 3}
+    messages = ["there is no shard set", "did you mean 'tiny_vit'?", "batch_size=16 is no multiple of 2 processes"]
+    for (key, value), message in zip(cases.items(), messages, strict=True):
+        write_yaml(file, to_dict(toy_config()) | {key: value if isinstance(value, int) else str(value)})
+        line = [sys.executable, "-m", "trainer.launch", f"finetune={file}", "processes=2"]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_exit_status_comes_from_what_the_run_left(tmp_path):
+    assert exit_status(tmp_path, 1) == 1
+    assert exit_status(tmp_path, 0) == 1  # no result: not finished, whatever the launcher says
+    (tmp_path / "stopped.json").touch()
+    assert exit_status(tmp_path, 1) == 85
+    (tmp_path / "result.json").touch()
+    assert exit_status(tmp_path, 0) == 0
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Cache of one-process weights and rows by backbone and mode, trained in this process."""
+    done = {}
+
+    def of(config, train):
+        key = (config.backbone, config.mode)
+        if key not in done:
+            train(config)
+            done[key] = outcome(config)
+        return done[key]
+
+    return of
+
+
+def outcome(config):
+    return load_file(config.directory / "last.safetensors"), read_metrics(config.directory)
+
+
+def assert_same(one, other):
+    """Equal up to float32 summation, which AdamW's division magnifies: weights move by up to 1e-3 an update here."""
+    for name, tensor in one[0].items():
+        torch.testing.assert_close(other[0][name], tensor, rtol=0, atol=2e-4, msg=lambda text, name=name: name + text)
+    assert len(one[1]) == len(other[1])
+    for row, twin in zip(one[1], other[1], strict=True):
+        for name in ("train/learning_rate", "step", "epoch", "validation/n"):
+            assert row.get(name) == twin.get(name)
+        for name in ("train/loss", "train/gradient_norm", "validation/loss"):
+            if name in row and name in twin:
+                assert twin[name] == pytest.approx(row[name], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_resume_as_one(toy_config, train, launch, alone):
+    """The same global batches: two gloo processes, stopped and resumed by one, end where one process ends."""
+    reference = alone(toy_config(**KEYS, experiment="alone"), train)
+    half = toy_config(**KEYS, experiment="half", checkpoint_minutes=0)
+    half.directory.mkdir(parents=True)
+    done = launch(half, 2, TRAINER_TEST_STOP=str(half.directory / "stop"), PYTHONPATH=_stopper(half.directory.parent))
+    assert exit_status(half.directory, done.returncode) == 85, done.stderr
+    assert "the same command resumes it" in done.stdout
+    train(half)
+    assert_same(reference, outcome(half))
+
+
+def _stopper(folder) -> str:
+    """A folder with a module that Python imports at start: it makes the stop file when the first state is saved."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "target = os.environ['TRAINER_TEST_STOP']\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'os.rename' and str(arguments[1]).endswith('latest') and not os.path.exists(target):\n"
+        "        os.close(os.open(target, os.O_CREAT))\n"
+        "sys.addaudithook(hook)\n"
+    )
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.mark.slow
+def test_two_processes_with_batch_norm_and_a_frozen_stem(toy_config, train, launch, alone):
+    """Head only: batch norm is frozen, so that process count does not matter for a CNN either."""
+    keys = {**KEYS, "backbone": "tiny_resnet", "mode": "head"}
+    reference = alone(toy_config(**keys, experiment="alone"), train)
+    config = toy_config(**keys, experiment="two")
+    done = launch(config, 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is finished: validation AUC") == 1
+    assert_same(reference, outcome(config))
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_on_two_processes_trains_as_one_and_resumes_elsewhere(toy_config, train, launch, alone, stage):
+    """Real ZeRO through accelerate launch, stopped; then ZeRO-2 goes on with one process, and ZeRO-3 without DeepSpeed.
+    The first use of DeepSpeed compiles a helper, which takes a minute."""
+    reference = alone(toy_config(**KEYS, experiment="alone"), train)
+    config = toy_config(**KEYS, experiment="zero", deepspeed_stage=stage)
+    environment = {"TRAINER_TEST_STOP": str(config.directory / "stop")}
+    config.directory.mkdir(parents=True)
+    done = launch(config, 2, **environment, PYTHONPATH=_stopper(config.directory.parent))
+    assert exit_status(config.directory, done.returncode) == 85, done.stderr
+    state = config.directory / "state" / (config.directory / "state" / "latest").read_text().strip()
+    assert {path.suffix for path in state.iterdir()} == {".json", ".safetensors"}  # no pickle
+    if stage == 2:
+        done = launch(config, 1)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((config.directory / "result.json").read_text())["processes"] == 1
+    else:
+        assert train(replace(config, deepspeed_stage=0))["deepspeed_stage"] == 0
+    assert_same(reference, outcome(config))
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_a_gradient_that_is_not_finite_under_deepspeed_stops_before_the_update(toy_config, tmp_path):
+    """Though the loss is finite."""
+    config = toy_config(epochs=2.4, checkpoint_steps=1, clip=None, deepspeed_stage=2)
+    file = tmp_path / "config.yaml"
+    write_yaml(file, to_dict(config))
+    script = Path(__file__).with_name("with_bad_gradients.py")
+    line = [str(script) if part == str(SCRIPT) else part for part in command(file, deepspeed_stage=2)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "loss or gradient is not finite at step 3 in a batch with" in done.stderr
+    assert (config.directory / "state" / "latest").read_text() == "step-00000002\n"
+    assert len(json.loads((config.directory / "non-finite-0.json").read_text())["keys"]) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_offloaded_optimizer_learns_at_our_rates(toy_config, train, launch, alone):
+    """Optimizer state in CPU memory: the same updates, so the schedule reaches the optimizer that is used. Low-rank
+    updates and a decay over blocks, whose rates differ, go the same way."""
+    keys = {**KEYS, "mode": "lora", "layer_decay": 0.5}
+    reference = alone(toy_config(**keys, experiment="alone"), train)
+    config = toy_config(**keys, experiment="offload", deepspeed_stage=2, deepspeed_offload=True)
+    done = launch(config, 2)
+    assert done.returncode == 0, done.stderr
+    assert_same(reference, outcome(config))
+
+
+@pytest.mark.slow
+def test_a_launch_that_silently_starts_fewer_processes_is_refused(toy_config, tmp_path):
+    file = tmp_path / "config.yaml"
+    write_yaml(file, to_dict(toy_config()))
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--quiet"]
+    done = subprocess.run(
+        [*accelerate, str(SCRIPT), "--config", str(file), "processes=2"], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode != 0
+    assert "1 processes work together, WORLD_SIZE is 1, 2 were asked for" in done.stderr
+    assert not toy_config().directory.exists()
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_launcher_stops_the_run_with_its_state(toy_config, tmp_path):
+    config = toy_config(epochs=1e6, log_every=1)
+    file = tmp_path / "config.yaml"
+    write_yaml(file, to_dict(config))
+    with subprocess.Popen([sys.executable, "-m", "trainer.launch", f"finetune={file}"]) as process:
+        while not read_metrics(config.directory):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(100) == 85
+    assert (config.directory / "state" / "latest").exists()
+    assert not (config.directory / "stop").exists()
+
+
+def test_deepspeed_without_a_launcher_says_so(toy_config, train, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(InputError, match=r"python -m trainer\.launch"):
+        train(toy_config(deepspeed_stage=2))

@@ -1,0 +1,226 @@
+"""State: a run that was stopped or killed at any moment ends as if it had not been."""
+
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from data_shards.command import InputError, to_dict, write_yaml
+from data_shards.files import sha256_file
+from data_shards.manifest import ShardSet
+from data_shards.pack import pack
+from trainer.loop import Stopped
+from trainer.state import Progress, RunDirectory, read_metrics
+
+# Imports once, then forks one child per attempt, so that a kill costs a second and not ten. A child that gets
+# `renames` dies at that rename of its own, before or after making it; one that gets `seconds` is killed after them.
+ZYGOTE = """
+import dataclasses, json, os, signal, sys, time
+import torch, timm, sklearn.metrics, trainer.loop
+from data_shards.command import parse
+from trainer.config import FinetuneConfig
+from trainer.distributed import build_accelerator
+
+def child(config, renames, after):
+    count, replace = 0, os.replace
+    def dying(*paths):
+        nonlocal count
+        count += 1
+        if count == renames and not after: os.kill(os.getpid(), signal.SIGKILL)
+        replace(*paths)
+        if count == renames: os.kill(os.getpid(), signal.SIGKILL)
+    os.replace = dying
+    torch.set_num_threads(1)
+    trainer.loop.fit(config, build_accelerator(config))
+
+config = parse(FinetuneConfig, ["--config", sys.argv[1]])
+for number, attempt in enumerate(json.loads(sys.argv[2])):
+    process = os.fork()
+    if not process:
+        try:
+            child(dataclasses.replace(config, threads=1 + number % 3), attempt.get("renames"), attempt.get("after"))
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    if "seconds" in attempt:
+        time.sleep(attempt["seconds"])
+        os.kill(process, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    print(status, flush=True)
+"""
+
+
+def attempts(tmp_path: Path, config, plan: list[dict]) -> list[int]:
+    """Exit status of each attempt at the same run: 0 finished, -9 killed."""
+    file = tmp_path / "attempts.yaml"
+    write_yaml(file, to_dict(config))
+    command = [sys.executable, "-c", ZYGOTE, str(file), json.dumps(plan)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [int(line) for line in done.stdout.split()]
+
+
+def outcome(directory: Path) -> tuple:
+    """Everything about a finished run that does not depend on time."""
+    rows = [
+        {key: value for key, value in row.items() if not key.startswith(("speed", "memory"))}
+        for row in read_metrics(directory)
+    ]
+    result = json.loads((directory / "result.json").read_text())
+    weights = [sha256_file(directory / f"{name}.safetensors") for name in ("best", "last")]
+    return rows, weights, result["selected"], result["checkpoints"]
+
+
+KEYS = {"backbone": "tiny_vit", "drop_path": 0.2, "epochs": 2.4, "checkpoint_steps": 2, "augmentation": 0.5}
+
+
+@pytest.mark.slow
+def test_a_run_killed_around_every_rename_ends_bit_equal(toy_config, tmp_path):
+    reference = toy_config(**KEYS, experiment="whole")
+    killed = toy_config(**KEYS, experiment="killed")
+    # Die before the 1st rename, after the 1st, before the 2nd ... Later attempts have less to do, so that the last
+    # ones finish, and those after them find nothing left to rename.
+    plan = [{"renames": 1 + number // 2, "after": number % 2} for number in range(20)]
+    assert attempts(tmp_path, reference, [{}]) == [0]
+    statuses = attempts(tmp_path, killed, plan)
+    assert set(statuses) == {-signal.SIGKILL, 0}
+    assert statuses.count(-signal.SIGKILL) >= 8
+    assert outcome(killed.directory) == outcome(reference.directory)
+    assert sorted(path.name for path in killed.directory.iterdir() if not path.name.startswith(".")) == [
+        *("best.safetensors", "config.yaml", "last.safetensors", "metrics.jsonl", "result.json")
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_bit_equal(toy_config, tmp_path):
+    keys = {**KEYS, "epochs": 8, "backbone": "tiny_resnet", "drop_path": 0.0}
+    reference, killed = toy_config(**keys, experiment="whole"), toy_config(**keys, experiment="killed")
+    moments = [{"seconds": random.uniform(0.3, 2.5)} for _ in range(6)]
+    assert attempts(tmp_path, reference, [{}]) == [0]
+    statuses = attempts(tmp_path, killed, [*moments, {}])
+    assert statuses[-1] == 0, (moments, statuses)
+    assert outcome(killed.directory) == outcome(reference.directory), moments
+
+
+def test_stop_file_and_signal_save_and_resume(toy_config, train):
+    """Stopped twice, by file and by signal, a run logs the rows and selects the weights of an uninterrupted one."""
+    whole = toy_config(experiment="whole")
+    train(whole)
+    config = toy_config(experiment="stopped")
+
+    def stop_by_file(row):
+        (config.directory / "stop").touch()
+
+    def stop_by_signal(row):
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    # Rows come after updates 2, 3 (evaluation), 4 ...; a request made there is seen in the next update.
+    for ask, step in ((stop_by_file, 3), (stop_by_signal, 5)):
+        with pytest.raises(Stopped, match=f"stopped at step {step}"):
+            train(config, ask)
+        assert json.loads((config.directory / "stopped.json").read_text()) == {"step": step}
+        assert (config.directory / "state" / "latest").read_text() == f"step-{step:08d}\n"
+    train(config)
+    assert outcome(config.directory) == outcome(whole.directory)
+    assert not (config.directory / "stop").exists()
+    assert not (config.directory / "stopped.json").exists()
+
+
+def test_rows_after_the_resumed_state_are_cut_even_a_half_written_one(toy_config, train):
+    config = toy_config(checkpoint_steps=4)
+
+    class Killed(Exception):
+        pass
+
+    def die(row):
+        if row["step"] == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, die)
+    with open(config.directory / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "tr')
+    assert [row["step"] for row in read_metrics(config.directory)] == [2, 3, 4, 5, 6]
+    train(config)
+    assert [row["step"] for row in read_metrics(config.directory)] == [2, 3, 4, 5, 6, 8, 8, 10, 10]
+
+
+def test_states_are_pruned_and_selected_weights_kept_as_long_as_needed(toy_config, train):
+    config, seen = toy_config(checkpoint_steps=1, epochs=8), []
+
+    def look(row):
+        seen.append(sorted(path.name for path in (config.directory / "state").glob("*")))
+
+    train(config, look)
+    assert max(sum(name.startswith("step-") for name in names) for names in seen) == 2
+    assert max(sum(name.startswith("best-") for name in names) for names in seen) <= 3
+
+
+def test_another_config_in_the_directory_is_named(toy_config, train):
+    config = toy_config(experiment="a")
+    directory = RunDirectory(config)
+    directory.claim()
+    directory.release()
+    saved = yaml.safe_load((config.directory / "config.yaml").read_text())
+    (config.directory / "config.yaml").write_text(yaml.safe_dump({**saved, "weight_decay": 0.5, "threads": 9}))
+    with pytest.raises(InputError, match=r"weight_decay \(0.5, now 0.01\); move the folder away"):
+        train(config)
+
+
+def test_other_data_under_the_same_path_are_refused(toy_config, toy_sets, train, tmp_path):
+    shards = ShardSet.open(toy_sets["train"])
+    columns = ["path", "label", "method", "group", "dataset"]
+    faces = pd.DataFrame({name: shards.column(name) for name in columns}).iloc[:-1].assign(split="train")
+    other = pack(faces, toy_sets["train"].parents[1], tmp_path / "other", workers=1)
+    link = tmp_path / "train"
+    link.symlink_to(toy_sets["train"])
+    config = toy_config(checkpoint_steps=1)
+    config = type(config)(**{**config.__dict__, "train": link})
+
+    def stop(row):
+        (config.directory / "stop").touch()
+
+    with pytest.raises(Stopped):
+        train(config, stop)
+    link.unlink()
+    link.symlink_to(other["train"])
+    with pytest.raises(InputError, match=r"training data was .* restore it or start a new run"):
+        train(config)
+
+
+def test_two_processes_cannot_train_one_run(toy_config, train):
+    config = toy_config()
+    config.directory.mkdir(parents=True)
+    with open(config.directory / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is training"):
+            train(config)
+    train(config)
+
+
+def test_a_stop_file_older_than_the_process_is_not_meant_for_it(toy_config, train):
+    config = toy_config(epochs=1.2)
+    config.directory.mkdir(parents=True)
+    (config.directory / "stop").touch()
+    os.utime(config.directory / "stop", (1, 1))
+    assert train(config)["steps"] == 3
+    assert not (config.directory / "stop").exists()
+
+
+def test_half_written_states_are_never_read(toy_config, tmp_path):
+    directory = RunDirectory(toy_config())
+    (directory.states / ".step-00000004.partial").mkdir(parents=True)
+    (directory.states / "step-00000009").mkdir()  # renamed, but `latest` had not moved yet
+    assert directory.latest() is None
+    directory.rewind(Progress())
+    assert list(directory.states.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Backbones and their weights, frozen features, fine-tuning, run state."""
