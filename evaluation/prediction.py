@@ -82,7 +82,8 @@ class Prediction:
     """Fine-tuned backbones that count, controls left out."""
     predictors: list[Predictor]
     ceilings: dict[str, float]
-    """Outcome → weighted tau that a perfect predictor could expect, given the noise of seeds; of two seeds or more."""
+    """Outcome → weighted tau that a perfect predictor could expect, given the noise of seeds, over the backbones that
+    were fine-tuned with several."""
     claims: list[Claim]
     families: dict[str, list[Score]]
     """Measure → mean of each pretext family."""
@@ -210,10 +211,10 @@ def _score(backbone: BackboneResult, data: str, name: str) -> Score | None:
 
 def _ceiling(backbones: Sequence[BackboneResult], outcome: str) -> float | None:
     values = [[score.value for score in detection_scores(backbone, outcome)] for backbone in backbones]
-    seeds = min((len(row) for row in values), default=0)
-    if seeds < 2 or len(values) < LEAST:
+    several = [row for row in values if len(row) > 1]
+    if len(several) < LEAST:
         return None
-    return noise_ceiling([row[:seeds] for row in values])
+    return noise_ceiling([row[: min(map(len, several))] for row in several])
 
 
 def _measures(backbones: Sequence[BackboneResult], outcomes: Sequence[str]) -> dict[str, Value]:

@@ -20,6 +20,8 @@ class Backbone:
     initialisation: Literal["pretrained", "random"] = "pretrained"
     finetune: dict[str, Any] = field(default_factory=dict)
     """Keys of trainer.config.FinetuneConfig for this backbone; they win over the experiment's."""
+    seeds: list[int] | None = None
+    """Fine-tuning seeds of this backbone instead of the experiment's: more of them for the small ones."""
     resources: Resources = field(default_factory=Resources)
     """What its rows ask of a scheduler; what is given here wins over the experiment's."""
 

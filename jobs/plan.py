@@ -57,7 +57,7 @@ def make(experiment: Experiment) -> list[Row]:
         if own not in checked:
             checked[own] = _finetune(experiment, backbone)
         resources = row_resources(experiment, backbone.resources, replace(checked[own], backbone=backbone.name))
-        for seed in experiment.seeds:
+        for seed in experiment.seeds if backbone.seeds is None else backbone.seeds:
             finetune = replace(checked[own], backbone=backbone.name, initialisation=backbone.initialisation, seed=seed)
             rows.append(
                 Row(

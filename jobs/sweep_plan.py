@@ -137,6 +137,8 @@ def check(sweep: Sweep) -> Space:
         raise InputError("backbones is empty; list at least one")
     if sweep.sampler == "grid" and (sweep.trials is not None or sweep.budget):
         raise InputError("trials belongs to sampler=random or tpe; a grid tries every combination: leave it out")
+    if any(backbone.seeds is not None for backbone in sweep.backbones):
+        raise InputError("seeds of a backbone belong to a benchmark; in a sweep list them under space.seed")
     labels = [backbone.label for backbone in sweep.backbones]
     unknown = [label for label in sweep.budget if label not in labels]
     if unknown:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -10,8 +11,14 @@ from jobs import plan, status
 from jobs.experiment import Experiment
 
 
+def own_seeds(experiment):
+    first, *others = experiment.backbones
+    return [replace(first, seeds=[7]), *others]
+
+
 def test_a_row_holds_all_that_its_run_needs(write_experiment, tmp_path):
     experiment = from_yaml(Experiment, write_experiment(tmp_path, seeds=[0, 5]))
+    assert [row.config.seed for row in plan.make(replace(experiment, backbones=own_seeds(experiment)))] == [7, 0, 5]
     rows = plan.make(experiment)
     assert [(row.number, row.config.backbone, row.config.seed) for row in rows] == [
         (0, "tiny_resnet", 0),
