@@ -133,17 +133,20 @@ def checkpoint_gradients(model: Classifier) -> None:
 def optimizer(
     model: Classifier, *, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW over what learns; weight decay on matrices only.
+    """AdamW over what learns; weight decay on matrices only, save those that timm exempts (position embeddings, class
+    tokens, tables of relative positions).
 
     The head learns at ``learning_rate``, the k-th block from it at ``learning_rate * layer_decay**k`` (Clark et al.,
     ELECTRA, 2020; Bao et al., BEiT, 2022). The groups' ``lr_scale`` is what timm's schedulers multiply by.
     """
     blocks = model.backbone.blocks()
     depth = {f"backbone.{name}": len(blocks) - number for number, (_, names) in enumerate(blocks) for name in names}
+    exempt = getattr(model.backbone.model, "no_weight_decay", set)()  # names, or parts of them
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim > 1 and not name.endswith(".bias") else 0.0
+            plain = parameter.ndim < 2 or name.endswith(".bias") or any(part in name for part in exempt)
+            decay = 0.0 if plain else weight_decay
             groups.setdefault((layer_decay ** depth.get(name, 0), decay), []).append(parameter)
     return torch.optim.AdamW(
         [

@@ -74,7 +74,7 @@ class FinetuneConfig:
     """The head learns at learning_rate, the k-th block from it at learning_rate x layer_decay^k. Below 1, a new head
     learns fast while pre-trained blocks move little."""
     weight_decay: float = 0.01
-    """AdamW's, on matrices only: biases and normalisation are exempt."""
+    """AdamW's, on matrices only: biases, normalisation and what timm exempts (position embeddings) are spared."""
     warmup: float = 0.1
     """Share of all updates with a linearly rising learning rate; a cosine to 0 follows."""
     accumulation: int = 1
@@ -214,8 +214,8 @@ def run_name(config: FinetuneConfig) -> str:
     return f"{config.backbone}{control}-{config.mode}-s{config.seed}-{digest([DEFAULTS, given])[:8]}"
 
 
-DEFAULTS = 1
-"""Version of the default values above."""
+DEFAULTS = 2
+"""Version of the default values above, and of what they do."""
 _MISSING = object()
 _DEFAULTS = {
     item.name: item.default for item in dataclasses.fields(FinetuneConfig) if item.default is not dataclasses.MISSING

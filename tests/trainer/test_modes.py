@@ -70,6 +70,7 @@ def test_layer_decay_by_hand(toy_config):
     }
     assert decays["backbone.model.blocks.3.attn.qkv.weight"] == 0.1
     assert decays["backbone.model.blocks.3.attn.qkv.bias"] == decays["backbone.model.norm.weight"] == 0
+    assert decays["backbone.model.pos_embed"] == decays["backbone.model.cls_token"] == 0  # as timm would have it
 
 
 def test_without_layer_decay_all_learn_alike(toy_config):
