@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -10,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluation.bootstrap import Sampled, bootstrap, sampled
 from evaluation.clustering import canonical_order, clustering_scores
-from evaluation.detection import weighted_auc
 from evaluation.prepared import Prepared
+from evaluation.probes import folds
 from evaluation.score import Score
 
 CLUSTERS = (2, 8)
@@ -31,7 +32,7 @@ def partitions(
     ``ward_ami_kK``, ``mixture_ami_kK``, ``spectral_ami_kK`` and the same with ``ari``, for K = 2 and 8 where n >= 5 K
     (Ward and spectral up to 10,000 samples); ``kmeans_accuracy_k2``, the accuracy of the better of the two ways to name
     two clusters real and fake, of which chance is the share of the larger class; and ``kmeans_auc_k32`` (or the
-    largest power of two below n/5), the AUC of the share of fakes among the samples of *other groups* in one's
+    largest power of two below n/5), the AUC of the share of fakes that the *other folds of groups* have in one's
     cluster. Intervals condition on the clusterings.
     """
     prepared = Prepared.of(features, label, group)
@@ -49,7 +50,8 @@ def partitions_of(prepared: Prepared, *, seed: int, replicates: int) -> list[Sco
                 results += clustering_scores(method, k, found, label, component, replicates, seed)
     results.append(best_match_accuracy(prepared.kmeans(2, seed), label, component, replicates, seed))
     k = min(32, 2 ** max(1, int(np.log2(max(2, len(label) / 5)))))
-    results.append(cluster_auc(prepared.kmeans(k, seed), k, label, component, replicates, seed))
+    fold = folds(label, component, seed)
+    results.append(cluster_auc(prepared.kmeans(k, seed), k, fold, label, component, replicates, seed))
     return [result.score for result in results]
 
 
@@ -117,36 +119,62 @@ def best_match_accuracy(
 
 
 def cluster_auc(
-    clusterings: Ids, k: int, label: NDArray[np.int64], component: NDArray[np.int64], replicates: int, seed: int
+    clusterings: Ids,
+    k: int,
+    fold: NDArray[np.int64],
+    label: NDArray[np.int64],
+    component: NDArray[np.int64],
+    replicates: int,
+    seed: int,
 ) -> Sampled:
-    """``kmeans_auc_kK``: AUC of the share of fakes among the other groups' samples in one's cluster, mean over runs.
+    """``kmeans_auc_kK`` of ``(runs, n)`` clusterings: :func:`held_out_auc` of the clusters, mean over runs.
 
-    A sample whose cluster holds no other group gets the share of fakes of all samples.
+    ``fold`` ``(n,)`` as of :func:`evaluation.probes.folds`; NaN, with the reason in ``how``, where it is one fold.
     """
-    runs = [_other_group_shares(ids, label, component) for ids in clusterings]
+    name, n = f"kmeans_auc_k{k}", len(label)
+    if fold.max() == 0:
+        how = "undefined: too few groups for two folds that hold both classes"
+        return Sampled(Score(name, math.nan, math.nan, math.nan, True, n, how), np.full(replicates, np.nan))
+    runs = [held_out_auc(ids, label, fold) for ids in clusterings]
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        aucs = [[weighted_auc(label, shares(w), w[None])[0] for shares in runs] for w in weights]
-        return np.mean(aucs, axis=1)
+        return np.mean([run(weights) for run in runs], axis=0)
 
-    value = float(statistic(np.ones((1, len(label))))[0])
+    value = float(statistic(np.ones((1, n)))[0])
     draws = bootstrap(statistic, component, replicates, seed)
     how = (
-        f"AUC of the share of fakes among samples of other groups in one's k-means cluster, mean of {len(runs)} runs; "
-        "{interval}, clusterings held fixed"
+        f"AUC of the share of fakes that the other folds of groups have in one's k-means cluster, within each of "
+        f"{fold.max() + 1} folds, mean over folds and {len(runs)} runs; {{interval}}, clusterings held fixed"
     )
-    return sampled(f"kmeans_auc_k{k}", value, draws, n=len(label), how=how, bounds=(0, 1))
+    return sampled(name, value, draws, n=n, how=how, bounds=(0, 1))
 
 
-def _other_group_shares(
-    ids: Ids, label: NDArray[np.int64], component: NDArray[np.int64]
+def held_out_auc(
+    ids: Ids, label: NDArray[np.int64], fold: NDArray[np.int64]
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Share of fakes in each sample's cluster without its own group, as a function of multiplicities ``(n,)``."""
-    # Samples of one group in one cluster form a cell: all of them see the same others.
-    cell = np.unique(ids * (component.max() + 1) + component, return_inverse=True)[1]
+    """How well the share of fakes of one's cluster or category, taken from the other folds, tells a fake: AUC within
+    each fold, mean over the folds with both classes; as a function of multiplicities ``(r, n)``.
 
-    def shares(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        fakes, all_ = ((np.bincount(ids, w)[ids] - np.bincount(cell, w)[cell]) for w in (weights * label, weights))
-        return np.where(all_ > 0, fakes / np.maximum(all_, 1), (weights @ label) / weights.sum())
+    ``ids`` ``(n,)`` from 0, ``fold`` ``(n,)`` from 0. Samples of different folds are not compared: the more fakes a
+    fold holds, the lower are the shares that the others give it, which would put the AUC below 0.5 where the label
+    means nothing. So would leaving out the own group alone, by about 1 / (2 K). A cluster that the other folds lack
+    has their share of all samples.
+    """
+    k, count = int(ids.max()) + 1, int(fold.max()) + 1
+    cells = np.zeros((len(ids), count * 2 * k), np.float32)
+    cells[np.arange(len(ids)), (fold * 2 + label) * k + ids] = 1
 
-    return shares
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        counts = (weights.astype(np.float32) @ cells).astype(np.float64).reshape(-1, count, 2, k)
+        others = counts.sum(axis=1, keepdims=True) - counts
+        size, total = others.sum(axis=2), others.sum(axis=(2, 3))[:, :, None]
+        overall = others[:, :, 1].sum(axis=2, keepdims=True) / np.maximum(total, 1)
+        share = np.where(size > 0, others[:, :, 1] / np.maximum(size, 1), overall)
+        fake, real = share[:, :, :, None], share[:, :, None, :]
+        won = np.einsum("rfk,rfl,rfkl->rf", counts[:, :, 1], counts[:, :, 0], (fake > real) + (fake == real) / 2)
+        pairs = counts.sum(axis=3).prod(axis=2)
+        both = (pairs > 0).sum(axis=1)
+        auc = np.where(pairs > 0, won / np.maximum(pairs, 1), 0).sum(axis=1)
+        return np.divide(auc, both, out=np.full(len(auc), np.nan), where=both > 0)
+
+    return statistic

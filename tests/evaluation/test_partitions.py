@@ -3,7 +3,8 @@ import pytest
 from sklearn import metrics
 
 from evaluation.distances import normalised
-from evaluation.partitions import METHODS, best_match_accuracy, cluster_auc, partitions
+from evaluation.partitions import METHODS, best_match_accuracy, cluster_auc, held_out_auc, partitions
+from evaluation.probes import folds
 
 
 def faces(shift, n=300, seed=0):
@@ -47,20 +48,52 @@ def test_best_match_accuracy_by_hand():
 
 
 def test_cluster_auc_by_hand():
-    # One cluster of groups a (real, fake), b (fake) and c (real), another of d (fake) alone. Without the own group:
-    # a sees 1 of 2 fakes, b 1 of 3, c 2 of 3, d nobody: 3 of all 5. Reals score 1/2, 2/3; fakes 1/2, 1/3, 3/5.
-    # Fake above real: 1/2 ties with 1/2 (0.5); 3/5 beats 1/2 (1): 1.5 of 6 pairs.
-    ids, label = np.array([[0, 0, 0, 0, 1]]), np.array([0, 1, 1, 0, 1])
-    found = cluster_auc(ids, 2, label, np.array([0, 0, 1, 2, 3]), 10, 0).score
+    # Clusters A and B, folds 0 and 1. Fold 1 has in A real, fake, fake and in B real: fold 0 scores 2/3 in A and 0 in B.
+    # There A holds real, fake and B fake: 2/3 ties with 2/3 (0.5), 0 is below 2/3: 0.5 of 2 pairs. Fold 0 has in A 1 of 2
+    # and in B 1 of 1 fakes: in fold 1 both fakes in A (1/2) tie with A's real (0.5 each) and are below B's (1): 1 of 4.
+    ids, label = np.array([[0, 0, 1, 0, 0, 0, 1]]), np.array([0, 1, 1, 0, 1, 1, 0])
+    fold = np.array([0, 0, 0, 1, 1, 1, 1])
+    found = cluster_auc(ids, 2, fold, label, np.arange(7), 10, 0).score
     assert found.name == "kmeans_auc_k2"
-    assert found.value == pytest.approx(1.5 / 6)
+    assert found.value == pytest.approx((0.5 / 2 + 1 / 4) / 2)
+
+
+def test_cluster_auc_of_a_cluster_that_the_other_folds_lack_is_their_share():
+    # Fold 1 has no cluster 1: the fake there scores 1/2, like the reals in cluster 0. Fold 0 in turn gives cluster 0 no
+    # fake: 0 against 0.
+    ids, label, fold = np.array([0, 0, 1, 0, 0]), np.array([0, 0, 1, 0, 1]), np.array([0, 0, 0, 1, 1])
+    assert held_out_auc(ids, label, fold)(np.ones((1, 5)))[0] == 0.5
+    # Without that fake fold 0 holds one class, and fold 1 alone counts; without a fake in either there is no AUC.
+    assert held_out_auc(ids, label, fold)(np.array([[1.0, 1, 0, 1, 1], [1, 1, 0, 1, 0]])) == pytest.approx(
+        [0.5, np.nan], nan_ok=True
+    )
+
+
+@pytest.mark.parametrize("k", [2, 8, 32])
+def test_cluster_auc_of_a_label_without_meaning_is_one_half(k):
+    # 300 labellings of 160 samples, two in each group: a standard error of about .047 / sqrt(300) = .003 for the mean.
+    rng = np.random.default_rng(0)
+    ids, component = rng.integers(0, k, (1, 160)), np.arange(160) // 2
+    values = []
+    for seed in range(300):
+        label = rng.permutation(np.arange(160) % 2)
+        values.append(cluster_auc(ids, k, folds(label, component, seed), label, component, 2, 0).score.value)
+    assert np.mean(values) == pytest.approx(0.5, abs=3 * np.std(values) / np.sqrt(300))
 
 
 def test_an_identity_is_not_mistaken_for_the_label():
     # Clusters are groups, each of one class: all a cluster knows of other groups is nothing.
     group = np.repeat(np.arange(8), 10)
-    found = cluster_auc(group[None], 8, group % 2, group, 10, 0).score
+    found = cluster_auc(group[None], 8, folds(group % 2, group, 0), group % 2, group, 10, 0).score
     assert found.value == 0.5
+
+
+def test_cluster_auc_says_why_it_is_undefined():
+    # All fakes in one group: no two folds have both classes.
+    label, group = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 3])
+    found = cluster_auc(label[None], 2, folds(label, group, 0), label, group, 10, 0).score
+    assert np.isnan(found.value)
+    assert "too few groups" in found.how
 
 
 def test_misfits_are_errors():
