@@ -50,10 +50,17 @@ def silhouettes(fake: NDArray[np.bool_], sums: list[NDArray], counts: list[NDArr
     return np.where((own_count > 0) & np.isfinite(result), result, 0)
 
 
-CENTROID_SCORES = (
-    ("fisher_ratio", True, -np.inf, "squared distance of class means over the trace of both covariances"),
-    ("davies_bouldin", False, 0, "Davies-Bouldin index of the label"),
-    ("calinski_harabasz", True, 0, "Calinski-Harabasz index of the label"),
+NOTHING = 1e-12  # of features whose total variance is one: rounding
+CENTROID_SCORES = (  # name, higher is better, least value, title, why it may be undefined
+    (
+        "fisher_ratio",
+        True,
+        -np.inf,
+        "squared distance of class means over the trace of both covariances",
+        "no variance within the classes, or a class lies in a single group",
+    ),
+    ("davies_bouldin", False, 0, "Davies-Bouldin index of the label", "the class means coincide"),
+    ("calinski_harabasz", True, 0, "Calinski-Harabasz index of the label", "no variance within the classes"),
 )
 
 
@@ -80,11 +87,11 @@ def centroid_scores(
             value,
             drawn,
             n=len(label),
-            how=f"{title}; {{interval}}",
+            how=f"{title}; " + ("{interval}" if np.isfinite(value) else f"undefined: {undefined}"),
             bounds=(least, np.inf),
             higher_is_better=higher,
         )
-        for (name, higher, least, title), value, drawn in zip(CENTROID_SCORES, values, draws.T, strict=True)
+        for (name, higher, least, title, undefined), value, drawn in zip(CENTROID_SCORES, values, draws.T, strict=True)
     ]
 
 
@@ -121,13 +128,17 @@ class _Centroids:
             product = np.where(counts > 0, sums / counts, np.nan)
             return product[0, 0] + product[1, 1] - 2 * product[0, 1]
 
+        def positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.where(values > NOTHING, values, np.nan)
+
         with np.errstate(invalid="ignore", divide="ignore"):  # a class is missing, or in one group only: NaN
-            fisher = squared_distance(copies**2) / (scatter / mass).sum(axis=0)
+            fisher = squared_distance(copies**2) / positive((scatter / mass).sum(axis=0))
             # In a resample copies of a group do not see each other (as in the silhouette); with weights of one this is
             # the plain squared distance.
             between = squared_distance(copies**2 - copies)
-            davies = (spread / mass).sum(axis=0) / np.sqrt(between)
-            calinski = mass.prod(axis=0) / mass.sum(axis=0) * between / (scatter.sum(axis=0) / (mass.sum(axis=0) - 2))
+            davies = (spread / mass).sum(axis=0) / np.sqrt(positive(between))
+            within = positive(scatter.sum(axis=0)) / (mass.sum(axis=0) - 2)
+            calinski = mass.prod(axis=0) / mass.sum(axis=0) * between / within
         results = np.stack([fisher, davies, calinski], axis=1)
         results[~np.isfinite(results)] = np.nan
         results[(mass == 0).any(axis=0)] = np.nan

@@ -7,6 +7,7 @@ Definitions are the papers', computed in float64; where papers leave a choice, t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +21,7 @@ from evaluation.score import Score
 GBC_COMPONENTS = 64
 PARC_SAMPLES = 1000
 TRANSRATE_EPSILON = 1e-4
+NOTHING = 1e-12  # a share of the variance that is rounding
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -30,7 +32,8 @@ def transferability(features: ArrayLike, label: ArrayLike, group: ArrayLike, *, 
 
     Arguments as in :func:`evaluation.separability.separability`. Features are centred and scaled to a total variance of
     one first, which fixes the scale that TransRate and SFDA depend on. The 95 % intervals leave out a twentieth of the
-    groups at a time and fit anew; NaN where that leaves a class out. Raises ValueError like ``separability``.
+    groups at a time and fit anew. What is undefined is NaN, with the reason in ``how``. Raises ValueError like
+    ``separability``.
     """
     label = binary_label(label)
     component = components(group, len(label))
@@ -40,17 +43,21 @@ def transferability(features: ArrayLike, label: ArrayLike, group: ArrayLike, *, 
 
     def statistic(kept: NDArray[np.int64]) -> Array:
         x, y, g = space[kept], label[kept], component[kept]
-        if len(np.unique(y)) < 2:
+        if len(np.unique(y)) < 2 or not np.ptp(x, axis=0).any():
             return np.full(len(SCORES) + 1, np.nan)
-        return np.array([*(score(x, y) for score, _ in SCORES.values()), ncc_auc(x, y, g)])
+        return np.array([*(score.of(x, y) for score in SCORES.values()), ncc_auc(x, y, g)])
 
     values, widths = block_jackknife(statistic, component, seed)
-    titles = {name: title for name, (_, title) in SCORES.items()} | {"ncc_auc": NCC_TITLE}
-    interval = "95 % jackknife interval, a twentieth of the groups left out at a time"
-    return [
-        Score(name, value, value - width, value + width, True, len(label), f"{title}; {interval}")
-        for (name, title), value, width in zip(titles.items(), values, widths, strict=True)
-    ]
+    titles = {name: (score.title, score.undefined) for name, score in SCORES.items()} | {"ncc_auc": NCC}
+    found = []
+    for (name, (title, undefined)), value, width in zip(titles.items(), values, widths, strict=True):
+        how = "95 % jackknife interval, a twentieth of the groups left out at a time"
+        if np.isnan(value):
+            how = f"undefined: {undefined}"
+        elif np.isnan(width):
+            how = "no interval: undefined without some twentieth of the groups"
+        found.append(Score(name, value, value - width, value + width, True, len(label), f"{title}; {how}"))
+    return found
 
 
 def logme(x: Array, label: Labels) -> float:
@@ -58,20 +65,25 @@ def logme(x: Array, label: Labels) -> float:
 
     You et al., "LogME: practical assessment of pre-trained models for transfer learning", ICML 2021, eq. 2-4. Unlike
     there the regression has an intercept: indicators and features are centred, which costs one degree of freedom, and
-    both classes then have the same evidence.
+    both classes then have the same evidence. NaN where fewer features than samples fit the label without an error, of
+    which the evidence has no maximum.
     """
     n, d = len(x) - 1, x.shape[1]
     y = label - label.mean()
     s2, z2 = _spectrum(x - x.mean(axis=0), y)
     rest = max(y @ y - z2.sum(), 0.0) if len(s2) < n else 0.0
+    if len(s2) < n and rest <= NOTHING * (y @ y):
+        return float("nan")
     alpha, beta = 1.0, 1.0
     for _ in range(1000):  # MacKay's fixed point: alpha and beta that maximise the evidence
         ratio = alpha / beta
         weight = np.sum(s2 * z2 / (s2 + ratio) ** 2)  # |m|², the squared norm of the posterior mean
         residual = np.sum(z2 * (ratio / (s2 + ratio)) ** 2) + rest
         effective = np.sum(s2 / (s2 + ratio))
-        alpha, beta = effective / max(weight, 1e-300), (n - effective) / max(residual, 1e-300)
-        if abs(alpha / beta - ratio) <= 1e-10 * ratio or alpha / beta > 1e12:
+        spare = n - len(s2) + np.sum(ratio / (s2 + ratio))  # n - effective, without cancellation
+        alpha, beta = effective / max(weight, 1e-100), spare / max(residual, 1e-100)
+        # The maximum may lie at no weights (alpha without end) or, with as many features as samples, at no noise.
+        if abs(alpha / beta - ratio) <= 1e-10 * ratio or not 1e-12 < alpha / beta < 1e12:
             break
     return log_evidence(alpha, beta, s2, z2, rest, n, d) / n
 
@@ -125,8 +137,10 @@ def gbc(x: Array, label: Labels) -> float:
     components, between -1 (alike) and 0 (apart).
 
     Pándy et al., "Transferability estimation using Bhattacharyya class separability", CVPR 2022, eq. 1-4; the paper
-    sums ordered pairs of classes, which doubles it.
+    sums ordered pairs of classes, which doubles it. Zero where each class is one point.
     """
+    if np.sum(_within(x, label) ** 2) <= NOTHING * np.sum(x**2):
+        return 0.0
     moved = x - x.mean(axis=0)
     wide = x.shape[1] > len(x)
     s2, vectors = np.linalg.eigh(moved @ moved.T if wide else moved.T @ moved)
@@ -165,11 +179,14 @@ def sfda(x: Array, label: Labels) -> float:
 
     Shao et al., "Not all models are equal: predicting model transferability in a self-challenging Fisher space", ECCV
     2022, eq. 4-8; like the authors' code the mean of probabilities, not of their logarithms. The shrinkage
-    ``exp(-5 s)``, s the largest variance within classes, is the same in both. Between 0.5 (alike) and 1.
+    ``exp(-5 s)``, s the largest variance within classes, is the same in both. Between 0.5 (alike) and 1. NaN where each
+    class is one point: there is no variance within to weigh the features by.
     """
     from scipy.special import expit
 
     moved = x - x.mean(axis=0)
+    if np.sum(_within(moved, label) ** 2) <= NOTHING * np.sum(moved**2):
+        return float("nan")
     shrinkage = float(np.exp(-5 * _largest_variance(_within(moved, label))))
     sure = expit(_fisher_logits(moved, label, shrinkage) * (2 * label - 1))
     kept = expit(2 * sure - 1)[:, None]  # softmax of both classes' probabilities
@@ -224,9 +241,10 @@ def parc(x: Array, label: Labels) -> float:
     rows /= np.where(norms > 0, norms, 1)[:, None]
     pairs = np.triu_indices(len(some), 1)
     apart = label[some][pairs[0]] != label[some][pairs[1]]
-    if x.shape[1] < 2 or apart.all() or not apart.any():
+    distances = (1 - rows @ rows.T)[pairs]
+    if x.shape[1] < 2 or apart.all() or not apart.any() or np.ptp(distances) == 0:
         return float("nan")  # a correlation across one feature, or over one kind of pair, is undefined
-    return float(spearmanr((1 - rows @ rows.T)[pairs], apart).statistic)
+    return float(spearmanr(distances, apart).statistic)
 
 
 def ncc_auc(x: Array, label: Labels, component: NDArray[np.int64]) -> float:
@@ -246,12 +264,30 @@ def ncc_auc(x: Array, label: Labels, component: NDArray[np.int64]) -> float:
     return float(weighted_auc(label, squared[0] - squared[1], np.ones((1, len(x))))[0])
 
 
-SCORES: dict[str, tuple[Callable[[Array, Labels], float], str]] = {
-    "logme": (logme, "log maximum evidence per sample (LogME), with an intercept"),
-    "h_score": (h_score, "regularised H-score, Ledoit-Wolf shrinkage"),
-    "gbc": (gbc, "minus the Bhattacharyya coefficient of diagonal Gaussians on 64 principal components"),
-    "transrate": (transrate, "TransRate, epsilon 1e-4, in nats (blind to a mere shift between two classes)"),
-    "sfda": (sfda, "mean probability of the own class in self-challenging Fisher space (SFDA)"),
-    "parc": (parc, "Spearman correlation of feature and label distances (PARC)"),
+class _Kind(NamedTuple):
+    of: Callable[[Array, Labels], float]
+    title: str
+    undefined: str = "the features do not vary"  # why it may be NaN
+
+
+SCORES = {
+    "logme": _Kind(
+        logme,
+        "log maximum evidence per sample (LogME), with an intercept",
+        "the label is a linear function of the features, so that the evidence has no maximum",
+    ),
+    "h_score": _Kind(h_score, "regularised H-score, Ledoit-Wolf shrinkage"),
+    "gbc": _Kind(gbc, "minus the Bhattacharyya coefficient of diagonal Gaussians on 64 principal components"),
+    "transrate": _Kind(transrate, "TransRate, epsilon 1e-4, in nats (blind to a mere shift between two classes)"),
+    "sfda": _Kind(
+        sfda,
+        "mean probability of the own class in self-challenging Fisher space (SFDA)",
+        "no variance within the classes",
+    ),
+    "parc": _Kind(
+        parc,
+        "Spearman correlation of feature and label distances (PARC)",
+        "needs two features, and pairs of samples that differ in distance and in whether their labels agree",
+    ),
 }
-NCC_TITLE = "AUC of the nearest class centre without the sample's own group"
+NCC = ("AUC of the nearest class centre without the sample's own group", "a class lies in a single group")

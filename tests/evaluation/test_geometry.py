@@ -65,6 +65,23 @@ def test_davies_bouldin_and_calinski_harabasz_equal_scikit_learn():
     assert found["calinski_harabasz"] == pytest.approx(metrics.calinski_harabasz_score(x, label), rel=1e-10)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(3))
+def test_centroid_scores_of_duplicates_are_undefined_with_a_reason(seed):
+    faces, label = np.random.default_rng(seed).normal(size=(20, 5)), np.repeat([0, 1], 20)
+    twice = centroid_scores(normalised(np.tile(faces, (2, 1))), label, np.tile(np.arange(20), 2), replicates=9, seed=0)
+    points = centroid_scores(normalised(np.eye(2)[label]), label, np.tile(np.arange(20), 2), replicates=9, seed=0)
+    same = {each.score.name: each.score for each in twice}
+    apart = {each.score.name: each.score for each in points}
+    assert [name for name, score in same.items() if np.isnan(score.value)] == ["davies_bouldin"]
+    assert "undefined: the class means coincide" in same["davies_bouldin"].how
+    assert [name for name, score in apart.items() if np.isnan(score.value)] == ["fisher_ratio", "calinski_harabasz"]
+    assert all(
+        "undefined: no variance within the classes" in apart[n].how for n in ("fisher_ratio", "calinski_harabasz")
+    )
+    assert apart["davies_bouldin"].value == 0
+
+
 def test_fisher_ratio_by_hand():
     # Reals 0 and 2, fakes 5 and 7, all in groups of their own. Products of pairs from different groups: real-real
     # 0*2 = 0, fake-fake 5*7 = 35, real-fake mean 1*6 = 6. 0 + 35 - 12 = 23 = (6 - 1)² - 1 - 1, where 1 = (variance 1) *

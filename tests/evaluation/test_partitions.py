@@ -48,9 +48,9 @@ def test_best_match_accuracy_by_hand():
 
 
 def test_cluster_auc_by_hand():
-    # Clusters A and B, folds 0 and 1. Fold 1 has in A real, fake, fake and in B real: fold 0 scores 2/3 in A and 0 in B.
-    # There A holds real, fake and B fake: 2/3 ties with 2/3 (0.5), 0 is below 2/3: 0.5 of 2 pairs. Fold 0 has in A 1 of 2
-    # and in B 1 of 1 fakes: in fold 1 both fakes in A (1/2) tie with A's real (0.5 each) and are below B's (1): 1 of 4.
+    # Clusters A and B, folds 0 and 1. Fold 1 has in A real, fake, fake and in B real: fold 0 scores 2/3 in A, 0 in B.
+    # There A holds real, fake and B fake: 2/3 ties with 2/3 (0.5), 0 is below 2/3: 0.5 of 2 pairs. Fold 0 has in A 1 of
+    # 2 and in B 1 of 1 fakes: in fold 1 both fakes in A (1/2) tie with A's real (0.5 each), B's (1) is above: 1 of 4.
     ids, label = np.array([[0, 0, 1, 0, 0, 0, 1]]), np.array([0, 1, 1, 0, 1, 1, 0])
     fold = np.array([0, 0, 0, 1, 1, 1, 1])
     found = cluster_auc(ids, 2, fold, label, np.arange(7), 10, 0).score

@@ -141,6 +141,46 @@ def test_panel_rises_with_separation_and_is_invariant():
             assert score.value == pytest.approx(weak[score.name].value, abs=1e-5)
 
 
+def test_logme_of_a_label_without_noise_on_more_features_than_samples():
+    # The evidence has its maximum at no noise at all, where y ~ N(0, X Xᵀ/alpha) and alpha = n / yᵀ(X Xᵀ)⁻¹y.
+    rng = np.random.default_rng(0)
+    label, contrasts = np.arange(10) % 2, linalg.null_space(np.ones((1, 10))).T
+    x = rng.normal(size=(10, 50)) + 3 * label[:, None]
+    covariance, y = contrasts @ x @ x.T @ contrasts.T, contrasts @ label
+    alpha = 9 / (y @ np.linalg.solve(covariance, y))
+    expected = stats.multivariate_normal(cov=covariance / alpha).logpdf(y) / 9
+    assert t.logme(x, label) == pytest.approx(expected, abs=1e-6)
+
+
+LABEL = np.arange(40) % 2
+FACES = np.random.default_rng(0).normal(size=(20, 5))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("features", "undefined"),
+    [
+        (np.repeat(FACES, 2, axis=0), set()),  # every fake is its real once more
+        (np.column_stack([LABEL, 2 * LABEL, 0 * LABEL]), {"logme", "sfda"}),  # each class is one point
+        (LABEL[:, None], {"logme", "sfda", "parc"}),
+        (np.where(LABEL[:, None] == 1, 1.0, np.repeat(FACES, 2, axis=0)), set()),  # one class is one point
+        (np.eye(40, 3), set()),
+        (np.eye(40, 1) * [[1, 1, 1]], {"parc"}),  # one sample differs from the rest
+    ],
+)
+def test_what_is_degenerate_is_undefined_with_a_reason_and_never_an_error(features, undefined):
+    found = t.transferability(features, LABEL, np.arange(40) // 2)
+    assert {score.name for score in found if np.isnan(score.value)} == undefined
+    assert all(("undefined" in score.how) == np.isnan(score.low) for score in found)
+
+
+@pytest.mark.filterwarnings("error")
+def test_two_pairs_of_duplicates():
+    found = {score.name: score for score in t.transferability(np.eye(4, 3)[[0, 1, 0, 1]], [0, 1, 0, 1], [0, 0, 1, 1])}
+    assert "undefined: no variance within the classes" in found["sfda"].how
+    assert found["gbc"].value == 0  # two points do not overlap
+
+
 def test_misfits_are_errors():
     features, label, _ = sample()
     with pytest.raises(ValueError, match="one group"):
