@@ -89,6 +89,8 @@ class Engine:
     """A model and its optimizer, prepared for this world; DDP and DeepSpeed behind the same few methods."""
 
     def __init__(self, accelerator: Accelerator, config: FinetuneConfig, model: nn.Module) -> None:
+        from timm.layers import convert_sync_batchnorm
+
         from trainer.classifier import optimizer
 
         self.accelerator = accelerator
@@ -97,8 +99,9 @@ class Engine:
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         model = model.to(memory_format=self.memory_format)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            # Batch statistics of the global batch. There is no such layer on the CPU: there, each process uses its own.
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            # Batch statistics of all processes' pictures. There is no such layer on the CPU: there, each uses its own.
+            # timm's conversion, since its batch norms may contain the activation, which torch's would drop.
+            model = convert_sync_batchnorm(model)
         self.optimizer = optimizer(
             model,
             learning_rate=config.learning_rate,
