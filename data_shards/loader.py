@@ -5,10 +5,11 @@ batch that was handed out belongs to the caller and is never written again.
 
 Bad samples. With ``on_bad="raise"`` the first one raises CorruptSample. With ``"skip"`` it is logged and left out of
 its batch, which is smaller by one (and may even be empty, so that all ranks still make the same number of batches);
-nothing is put in its place, and every other sample stays where it was in the sequence. As soon as a rank has met more
-different bad samples than ``max_bad_share`` of the whole shard set, CorruptSample is raised all the same. Counted over
-all epochs and against the whole set, a tolerable set never fails by bad luck, and another fails on every rank sooner
-or later.
+nothing is put in its place, and every other sample stays where it was in the sequence. CorruptSample is raised all the
+same as soon as a rank has met more different bad samples than ``max_bad_share`` of what it may meet: in training the
+whole shard set, counted over all epochs (so that a tolerable set never fails by bad luck, and another fails on every
+rank sooner or later); in evaluation the rank's own range (so that what all ranks leave out together is within the
+share of the set as well; a range in which the bad samples of a tolerable set lie close together may fail).
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def evaluation_batches(
         threads=threads,
         prefetch=prefetch,
         pin_memory=pin_memory,
-        bad=_BadSamples(on_bad, max_bad_share, shards.samples),
+        bad=_BadSamples(on_bad, max_bad_share, stop - start),
     )
 
     ahead = ReadAhead(shards, decoder.close_files)
@@ -229,7 +230,7 @@ class _BadSamples:
     on_bad: OnBad
     max_share: float
     samples: int
-    """Size of the shard set."""
+    """How many different ones this rank may meet."""
     count: int = 0
     different: set[int] = field(default_factory=set)
 
@@ -319,7 +320,11 @@ class _Decoder:
         if self._closed:
             raise RuntimeError("the loader is closed")
         self._source = source
-        self._submit()
+        try:
+            self._submit()
+        except BaseException:
+            self.stop()
+            raise
 
     def next(self) -> Batch:
         """The next batch. The caller has made sure that one is pending."""
@@ -328,13 +333,14 @@ class _Decoder:
             bad: dict[int, CorruptSample] = {}
             for future in pending.futures:
                 bad |= future.result()
+            self.pending.popleft()
+            self._submit()
+            batch = _without(pending.batch, bad)
             self.bad.admit([(int(pending.batch.index[row]), bad[row]) for row in sorted(bad)])
-        except Exception:
+        except BaseException:  # also of an interrupt: a batch was taken that nobody gets, so begin anew
             self.stop()
             raise
-        self.pending.popleft()
-        self._submit()
-        return _without(pending.batch, bad)
+        return batch
 
     def stop(self) -> None:
         """Forget what was decoded ahead; ``start`` begins anew."""

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import itertools
 import json
 import tarfile
 import threading
@@ -21,7 +22,7 @@ from PIL import Image
 
 from data_shards.command import InputError
 from data_shards.files import sha256_file, write_json
-from data_shards.loader import TrainingLoader, evaluation_batches
+from data_shards.loader import TrainingLoader, _Decoder, evaluation_batches
 from data_shards.manifest import ShardSet, content_digest
 from data_shards.order import SampleOrder
 from data_shards.reader import CorruptSample, SampleReader
@@ -190,15 +191,15 @@ def test_resizing_is_timms_evaluation_transform(stored, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_image_bombs_are_refused_from_the_header(tmp_path):
+def test_image_bombs_are_refused_from_the_header(tmp_path, monkeypatch):
     flat = Image.new("RGB", (12_000, 12_000))  # 144 Mpixel in half a megabyte
     shards = write_set(tmp_path / "png", [[encoded(flat.convert("1"), "PNG")], [encoded(flat.convert("L"))]], "png")
     reader = SampleReader(shards, image_size=SIZE)
-    began = time.process_time()
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr("PIL.Image.Image.convert", lambda *_: pytest.fail("decoded"))
     for index in (0, 1):
         with pytest.raises(CorruptSample, match="12000 x 12000 pixels are more than max_pixels"):
             reader.decode_into(index, np.zeros((SIZE, SIZE, 3), np.uint8))
-    assert time.process_time() - began < 0.2  # decoding either takes longer than that
 
 
 def test_deep_images_are_refused_rather_than_clipped(tmp_path):
@@ -298,7 +299,8 @@ def test_memory_is_used_again_only_when_no_part_of_the_batch_is_left(sets, pixel
                 held.append((batch.index[1:].numpy(), part(batch.images)))
         del batch
     # Those held; the caller's last one, the one being returned, two ahead; one that each thread has yet to let go of.
-    assert len(addresses) <= 3 + 4 + 2
+    # Twice as many, as a busy machine lets go late; without any reuse they were 60.
+    assert len(addresses) <= 2 * (3 + 4 + 2)
     for index, kept in held:
         np.testing.assert_array_equal(np.asarray(kept).reshape(3, SIZE, SIZE, 3), pixels[index])
 
@@ -338,6 +340,7 @@ def decoding_threads() -> int:
 
 @pytest.mark.timeout(30)
 def test_threads_end(sets):
+    gc.collect()  # of loaders that other tests dropped
     assert decoding_threads() == 0
     with TrainingLoader(sets["uneven"], batch_size=4, image_size=SIZE, seed=0, threads=3) as loader:
         assert decoding_threads() == 0  # none before the first batch
@@ -388,6 +391,32 @@ def test_any_error_of_a_thread_reaches_the_caller_and_can_be_retried(sets, monke
         assert loader.position == 23
 
 
+@pytest.mark.parametrize("at", [0, 3, 5])
+def test_a_batch_that_cannot_be_begun_is_not_lost(sets, monkeypatch, at):
+    """No memory for one of the batches ahead: the one asked for comes with the next call, and the order stays."""
+    begin, calls = _Decoder._begin, itertools.count()
+
+    def failing(self, *positions):
+        if next(calls) == at:
+            raise MemoryError
+        return begin(self, *positions)
+
+    options = {"batch_size": 4, "image_size": SIZE, "seed": 0}
+    with TrainingLoader(sets["uneven"], **options) as loader:
+        expected = [next(loader).index.tolist() for _ in range(10)]
+    monkeypatch.setattr(_Decoder, "_begin", failing)
+    seen, failures = [], 0
+    with TrainingLoader(sets["uneven"], **options) as loader:
+        while len(seen) < 10:
+            try:
+                seen.append(next(loader).index.tolist())
+            except MemoryError:
+                failures += 1
+            assert loader.position == 4 * len(seen)
+    assert failures == 1
+    assert seen == expected
+
+
 # --- evaluation
 
 
@@ -408,10 +437,40 @@ def test_evaluation_sees_every_sample_once(sets, pixels, name, world):
     assert max(map(len, seen)) - min(map(len, seen)) <= 1
 
 
-def test_one_epoch_of_training_sees_every_sample_once(sets):
-    for name, sizes in SHARDS.items():
-        with TrainingLoader(sets[name], batch_size=1, image_size=SIZE, seed=0) as loader:
-            batches = [next(loader) for _ in range(2 * sum(sizes))]
-        for epoch in (0, 1):
-            index = [int(batch.index) for batch in batches if int(batch.epoch) == epoch]
-            assert sorted(index) == list(range(sum(sizes)))
+@pytest.mark.parametrize("world", range(1, 9))
+def test_what_evaluation_leaves_out_is_bounded_whatever_the_world(sets, monkeypatch, world):
+    """A tenth of the samples is bad, evenly; 9 % are too many for one rank, and so for some of any number of them."""
+    shards = sets["more than a window"]  # 60 samples
+    decode = SampleReader.decode_into
+
+    def failing(self, index, out):
+        if index % 10 == 5:
+            raise self.corrupt(index, "a test")
+        decode(self, index, out)
+
+    monkeypatch.setattr(SampleReader, "decode_into", failing)
+
+    def left_out(share):
+        """Samples that no rank gave, or None if one of them raised."""
+        seen = []
+        for rank in range(world):
+            options = {"on_bad": "skip", "max_bad_share": share, "rank": rank, "world_size": world}
+            seen += [i for b in evaluation_batches(shards, batch_size=4, image_size=SIZE, **options) for i in b.index]
+        return 60 - len(seen)
+
+    with pytest.raises(CorruptSample, match=r"samples are bad, above max_bad_share=0\.09"):
+        left_out(0.09)
+    assert left_out(0.2) == 6
+
+
+@pytest.mark.parametrize("world", range(1, 9))
+@pytest.mark.parametrize("name", SHARDS)
+def test_one_epoch_of_training_sees_every_sample_once(sets, name, world):
+    """Two epochs; a global batch is one sample per rank, so that epochs end anywhere in it."""
+    samples, seen = sum(SHARDS[name]), []
+    for rank in range(world):
+        options = {"batch_size": world, "rank": rank, "world_size": world, "threads": 1}
+        with TrainingLoader(sets[name], image_size=SIZE, seed=0, **options) as loader:
+            batches = [next(loader) for _ in range(-(-2 * samples // world))]
+        seen += [(int(batch.epoch), int(batch.index)) for batch in batches]
+    assert sorted(pair for pair in seen if pair[0] < 2) == [(e, i) for e in (0, 1) for i in range(samples)]
