@@ -12,20 +12,17 @@ import os
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from data_shards.command import InputError, run, to_dict, write_yaml
 from data_shards.files import atomic
-from jobs import collect, pixels, plan
+from jobs import collect, leaks, pixels, plan
 from jobs.experiment import Backbone, Experiment
 from jobs.layers import measure_layers
 from jobs.nuisances import nuisances
 from jobs.run import Launch, RowFailed, run_row
 from jobs.separability import separability
 from trainer.finetune import STOPPED
-
-if TYPE_CHECKING:
-    from data_shards.manifest import ShardSet
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +99,7 @@ def _score(experiment: Experiment, label: str, data: str, features: Path) -> Non
         collect.separability_file(experiment.folder, label, data),
         replicates=experiment.replicates,
         nuisances=nuisances(shards, experiment.runs / "features", experiment.nuisances),
+        video=shards.videos,
         device=experiment.device,
     )
 
@@ -140,40 +138,32 @@ def draw_thumbnails(experiment: Experiment, size: int = 64) -> None:
     from data_shards.loader import evaluation_batches
     from data_shards.manifest import ShardSet
 
-    out = collect.thumbnail_file(experiment.folder)
-    if not experiment.show_faces or out.is_file():
+    if not experiment.show_faces:
         return
+    out = collect.thumbnail_file(experiment.folder)
     sets = [ShardSet.open(path) for path in experiment.separability_sets.values()]
+    source = np.array([each.digest for each in sets])
+    if out.is_file():
+        with np.load(out, allow_pickle=False) as done:
+            if np.array_equal(done["source"], source):
+                return
     faces = [
         batch.images.numpy() for each in sets for batch in evaluation_batches(each, batch_size=64, image_size=size)
     ]
     with atomic(out) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate(faces))
+        np.savez(file, source=source, faces=np.concatenate(faces))
 
 
 def check(experiment: Experiment) -> None:
     """Raise InputError before any work when a card is unknown, a shard set is not what its manifest says, or a group
     of the training or validation set is also in another set."""
-    from data_shards.manifest import ShardSet
     from trainer.card import get_card
 
     for backbone in experiment.backbones:
         get_card(backbone.name, experiment.cards)
     if experiment.umap and importlib.util.find_spec("umap") is None:
         raise InputError("umap: true needs umap-learn: pip install 'model-separability[umap]'; or remove the key")
-    ids = {name: _group_ids(ShardSet.open(path)) for name, path in experiment.data.by_name().items()}
-    for first in ("train", "validation"):
-        for second in ids:
-            shared = ids[first] & ids[second] if first != second else set()
-            if shared:
-                raise InputError(
-                    f"group {min(shared)!r} is in both {first!r} and {second!r}, which would leak; pack the faces "
-                    "again with python -m data_shards.pack, which keeps groups together"
-                )
-
-
-def _group_ids(shards: ShardSet) -> set[str]:
-    return {identity for group in set(shards.column("group")) for identity in str(group).split("|")}
+    leaks.check(experiment.data.by_name())
 
 
 def _announce(step: int, steps: int, what: str) -> None:

@@ -4,7 +4,8 @@
 ``rows=all``. A finished row exits at once, as does a row beyond the plan (array jobs may be larger than the plan).
 
 Exit status 85: stopped on request after a checkpoint; run it again. 75: failed, worth another try. 1: failed twice in
-the same way and given up, or superseded by a newer incarnation. RUN/failed.json says why.
+the same way and given up, or superseded by a newer incarnation. RUN/failed.json says why. On several machines the
+status of machine 0 is the row's (jobs.machines).
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from typing import IO, Literal
 
 from data_shards.command import InputError, run
 from data_shards.files import atomic
-from jobs import evaluate, plan, record
+from jobs import evaluate, leaks, machines, plan, record
 from trainer.finetune import STOPPED
 
 TRY_AGAIN = os.EX_TEMPFAIL
 """Exit status 75 of a row that failed for the first time in this way."""
 LATE = 30.0
 """Seconds that a file written on another machine may take to be seen here."""
+GRACE = 10.0
+"""Seconds that machine 0 has for its own error message when another machine has failed."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -68,7 +71,7 @@ class RowFailed(RuntimeError):
     def __init__(self, row: plan.Row, status: int, reason: str = ""):
         what = "was asked to stop; run it again to go on" if status == STOPPED else reason or f"exit status {status}"
         super().__init__(f"row {row.number} ({row.run.name}): {what}")
-        self.status = status
+        self.status, self.reason = status, what
 
 
 class _Stop(BaseException):
@@ -84,7 +87,7 @@ def run_row(row: plan.Row, launch: Launch, then: Callable[[], None] = lambda: No
     with _signals() as requests:
         try:
             if launch.machine_rank != 0:
-                _finetune(row, launch, requests)
+                _assist(row, launch, requests)
                 return
             requests.lease = Lease(row.run, launch.holder or f"process {os.getpid()}", record.progress(row))
             with requests.lease:
@@ -98,11 +101,28 @@ def run_row(row: plan.Row, launch: Launch, then: Callable[[], None] = lambda: No
             raise RowFailed(row, STOPPED) from None
 
 
+def _assist(row: plan.Row, launch: Launch, requests: _Requests) -> None:
+    """Fine-tune on machine 1 and above; machine 0 is told what goes wrong."""
+    try:
+        _finetune(row, launch, requests)
+        return
+    except RowFailed as error:
+        failed = error
+    except _Stop:
+        failed = RowFailed(row, STOPPED)
+    except Exception as error:
+        failed = RowFailed(row, TRY_AGAIN, f"{type(error).__name__}: {error}")
+    if not (row.run / "stopped.json").is_file():  # else all machines have ended, none waits for this one
+        machines.tell(row.run, launch.machine_rank, launch.holder, failed.reason)
+    raise failed
+
+
 def _work(row: plan.Row, launch: Launch, requests: _Requests, then: Callable[[], None]) -> None:
     """Fine-tune, score, evaluate; what goes wrong is put on record."""
     from trainer import predict
 
     try:
+        leaks.check_row(row)  # the plan may be older than the shard sets
         _finetune(row, launch, requests)
         predict.score(row.run, {name: Path(path) for name, path in row.score.items()})
         evaluate.evaluate(row.run, replicates=row.replicates)
@@ -137,55 +157,77 @@ def _finetune(row: plan.Row, launch: Launch, requests: _Requests) -> None:
     )
     if requests.lease:
         _outwait_orphans(row.run)
-    status, messages = _supervise(command, row, requests)
-    status = _seen_late(row.run, status, launch)
-    if requests.lease:
-        requests.lease.check()
+    with requests.deferred():
+        status, messages = _supervise(command, row, launch, requests)
+        asked = bool(requests.came)  # what comes from here on may be the consequence of a failure
+        status = _seen_late(row.run, status, launch)
+        if requests.lease:
+            requests.lease.check()
+        if status not in (0, STOPPED) and not asked:
+            raise _failed_to_train(row, launch, record.last_error(messages, status), status)
+        if launch.machine_rank == 0:
+            machines.forget(row.run)
     if requests.came or status == STOPPED:
         raise RowFailed(row, STOPPED)
-    if status and launch.machine_rank != 0:
-        raise RowFailed(row, TRY_AGAIN, record.last_error(messages, status))  # machine 0 keeps the record
-    if status:
-        raise _failed(row, launch, record.last_error(messages, status), status)
 
 
-def _supervise(command: list[str], row: plan.Row, requests: _Requests) -> tuple[int, list[str]]:
+def _failed_to_train(row: plan.Row, launch: Launch, reason: str, status: int) -> RowFailed:
+    """Put it on record, with what the other machines have to say; on these, say it to machine 0 alone."""
+    if launch.machine_rank != 0:
+        return RowFailed(row, TRY_AGAIN, reason)
+    others = machines.wait(row.run, launch.machines, launch.holder, LATE)
+    machines.forget(row.run)
+    return _failed(row, launch, "; ".join([reason, *others]), status)
+
+
+def _supervise(command: list[str], row: plan.Row, launch: Launch, requests: _Requests) -> tuple[int, list[str]]:
     """Run a launcher to its end; returns its exit status and the end of what it said on stderr.
 
     A stop request goes to the processes through the file that all ranks agree on. The launchers themselves must not
-    hear of it: one that dies leaves its processes behind. That request is repeated, since a process that starts later
-    takes it for one to its predecessor. When the lease is lost, all processes end at once."""
+    hear of it: one that dies leaves its processes behind."""
     from trainer import lease
 
     terminal = sys.stderr.isatty()
     environment = {**os.environ, **({lease.VARIABLE: str(requests.lease.term)} if requests.lease else {})}
     stderr = None if terminal else subprocess.PIPE
     last: deque[str] = deque(maxlen=200)
-    requests.defer = True
+    # ignoring is inherited through exec, unlike a handler
+    process = subprocess.Popen(command, env=environment, stderr=stderr, preexec_fn=_ignore_signals)
+    # Left to itself: a process that stays behind may hold the other end open, and closing ours would wait for that.
+    copier = threading.Thread(target=_copy, args=(process.stderr, last), daemon=True)
+    copier.start()
     try:
-        # ignoring is inherited through exec, unlike a handler
-        with subprocess.Popen(command, env=environment, stderr=stderr, preexec_fn=_ignore_signals) as process:
-            copier = threading.Thread(target=_copy, args=(process.stderr, last), daemon=True)
-            copier.start()
-            try:
-                _watch(process, row, requests)
-            except BaseException:  # Ctrl-C
-                _kill_tree(process)
-                raise
-            copier.join(timeout=5)  # no longer: a process left behind may hold the other end open
-    finally:
-        requests.defer = False
+        _watch(process, row, launch, requests)
+    except BaseException:  # Ctrl-C
+        _kill_tree(process)
+        raise
+    copier.join(timeout=5)
     return process.returncode, list(last)
 
 
-def _watch(process: subprocess.Popen, row: plan.Row, requests: _Requests) -> None:
+def _watch(process: subprocess.Popen, row: plan.Row, launch: Launch, requests: _Requests) -> None:
+    """Wait for a launcher. A stop request is repeated, since a process that starts later takes it for one to its
+    predecessor. All processes end at once when the lease is lost, and when they wait for a machine in vain."""
+    deadline = None
     while process.poll() is None:
-        if requests.lease and requests.lease.lost:
+        if deadline is None and _left_alone(row, launch, requests):
+            deadline = time.monotonic() + (0 if launch.machine_rank else GRACE)
+        if (requests.lease and requests.lease.lost) or (deadline and time.monotonic() >= deadline):
             _kill_tree(process)
         elif requests.came:
             row.run.mkdir(parents=True, exist_ok=True)
             (row.run / "stop").touch()
         time.sleep(0.2)
+
+
+def _left_alone(row: plan.Row, launch: Launch, requests: _Requests) -> bool:
+    """Whether another machine has failed; for machine 1 and above, whether machine 0 has ended, whereupon a signal
+    comes."""
+    from trainer import lease
+
+    if launch.machine_rank == 0:
+        return bool(machines.told(row.run, launch.machines, launch.holder))
+    return bool(requests.came) and not lease.beats(row.run)
 
 
 def _ignore_signals() -> None:
@@ -264,7 +306,15 @@ class _Requests:
         self.came: list[int] = []
         self.lease = None
         self.defer = False
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
         """While fine-tuning: its supervisor sees to the request, nothing is raised."""
+        self.defer = True
+        try:
+            yield
+        finally:
+            self.defer = False
 
 
 @contextmanager
@@ -320,7 +370,7 @@ def main(launch: Launch) -> None:
         run_row(row, launch, then=lambda: _complete(row))
     except RowFailed as failed:
         print(f"error: {failed}", file=sys.stderr)
-        sys.exit(failed.status)
+        sys.exit(0 if launch.machine_rank else failed.status)  # machine 0 says what becomes of the row
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What becomes of a row: finished, failed, given up, stopped. The launcher is a stand-in that treats the run directory
 as fine-tuning does; real launches run in tests/trainer/test_launch.py and tests/slurm."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_shards.command import from_yaml
@@ -179,6 +181,80 @@ def test_a_finished_row_imports_nothing_heavy(row):
     assert not {"torch", "numpy", "pandas", "mlflow", "sklearn"} & set(said.split())
     (row.run / "scores" / "test.parquet").unlink()
     assert not record.is_done(row)
+
+
+def test_a_leak_is_found_before_anything_is_trained_or_scored(row, monkeypatch):
+    row, file = row
+    lines = file.read_text().splitlines()
+    leaky = json.loads(lines[0])
+    leaky["score"]["again"] = leaky["finetune"]["train"]
+    file.write_text("\n".join([json.dumps(leaky), *lines[1:]]) + "\n")
+    launched(monkeypatch, "raise SystemExit('it was trained')")
+    assert status_of(file) == TRY_AGAIN
+    assert "is in both 'train' and 'again', which would leak" in record.failure(row).reason
+
+
+def test_a_signal_that_follows_a_failure_does_not_hide_it(row, monkeypatch):
+    row, file = row
+    launched(monkeypatch, FAILS)
+    reason = record.last_error
+
+    def last_error(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)  # as srun does when another machine's process is gone
+        return reason(*arguments)
+
+    monkeypatch.setattr(record, "last_error", last_error)
+    assert status_of(file) == TRY_AGAIN
+    assert record.failure(row).reason == "lost the weights at 0x7f"
+
+
+def test_a_process_that_stays_behind_holds_nothing_up(row, monkeypatch):
+    row, file = row
+    behind = "import subprocess; subprocess.Popen(['sleep', '40'], start_new_session=True)\n"
+    launched(monkeypatch, behind + FAILS)
+    began = time.monotonic()
+    assert status_of(file) == TRY_AGAIN
+    assert time.monotonic() - began < 30
+    assert record.failure(row).reason == "lost the weights at 0x7f"
+
+
+MACHINE = """
+import sys
+from jobs import run
+from trainer import launch as launcher
+run.GRACE = 0.5
+launcher.command = lambda *_, **__: [sys.executable, "-c", {code!r}]
+run.main(run.Launch(plan=run.Path({plan!r}), row=0, machines=2, machine_rank={rank}, head="here", port=1, holder="job"))
+"""
+
+
+def machine(file: Path, rank: int, code: str) -> subprocess.Popen:
+    """One of two machines of row 0, whose launcher is ``code``."""
+    command = [sys.executable, "-c", MACHINE.format(plan=str(file), rank=rank, code=code)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_failure_on_another_machine_is_put_on_record_by_the_first(row):
+    row, file = row
+    with machine(file, 0, "import time; time.sleep(60)") as first:  # waits for the other one
+        _when((row.run / ".lock").exists, lambda: None)
+        with machine(file, 1, "raise MemoryError('no room')") as second:
+            assert second.wait(timeout=40) == 0, "or srun would end the first before it has written its record"
+            assert "MemoryError: no room" in second.stderr.read()
+        assert first.wait(timeout=40) == TRY_AGAIN
+    assert "machine 1: MemoryError: no room" in record.failure(row).reason
+    assert not list(row.run.glob("machine-*"))
+
+
+def test_a_machine_whose_first_has_ended_ends_too(row):
+    """srun ends it by a signal, which alone would be a request to stop after the next update."""
+    _, file = row
+    with machine(file, 1, "import time; open('/dev/null'); time.sleep(60)") as second:
+        deadline = time.monotonic() + 30
+        while not psutil.Process(second.pid).children() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second.terminate()
+        assert second.wait(timeout=20) == 0
 
 
 def test_what_the_last_error_is():
