@@ -68,8 +68,13 @@ def dose_response(curves: Mapping[str, Sequence[DoseResponse]]) -> Figure:
     if not names:
         raise ValueError("no dose-response curve")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.2 + 3.1 * len(names), 3.2), layout="constrained")
-        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        columns = min(5, len(names))
+        lines = math.ceil(len(names) / columns)
+        figure = Figure(figsize=(1.2 + 3.1 * columns, 0.5 + 2.7 * lines), layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False, sharex=True)
+        panels = grid.flat[: len(names)]
+        for axes in grid.flat[len(names) :]:
+            axes.set_visible(False)
         for number, (method, found) in enumerate(curves.items()):
             style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
             for curve in found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluation.bootstrap import Sampled, centred
 from evaluation.checks import binary_label, components, finite
+from evaluation.null import null_of
+from evaluation.prepared import Prepared
 from evaluation.score import Score
-from evaluation.separability import separability_draws
+from evaluation.separability import draws_of
 
-CHANCE = {"knn_auc": 0.5, "energy_distance": 0.0, "mmd2": 0.0, "linear_probe_auc": 0.5}  # scores with a known level
+CHANCE = {  # scores with a known level where nothing separates; knn_auc for every k
+    "knn_auc": 0.5,
+    "silhouette": 0.0,
+    "energy_distance": 0.0,
+    "mmd2": 0.0,
+    "kmeans_ami_k2": 0.0,
+    "kmeans_ami_k8": 0.0,
+    "linear_probe_auc": 0.5,
+}
+LEVEL = 0.05  # of the permutation test at severity 0
 MOST_SEVERITIES = 20
 
 
@@ -29,15 +40,29 @@ class DoseResponse:
     scores: tuple[Score, ...]
     slope: Score  # per unit of severity, least squares
     detectable: float  # least severity above 0 from which on every interval lies beyond chance; NaN if there is none
-    null_holds: bool  # the interval at severity 0 holds chance
+    p: float  # at severity 0, one-sided, of the permutation null; NaN for a score that has none
+    null_holds: bool  # at severity 0 the interval holds chance, and p is not below 5 %
 
     def to_dict(self) -> dict[str, Any]:
         plain = dataclasses.asdict(self)
         plain |= {"scores": [score.to_dict() for score in self.scores], "slope": self.slope.to_dict()}
-        return plain | {"detectable": None if math.isnan(self.detectable) else self.detectable}
+        return plain | {key: None if math.isnan(plain[key]) else plain[key] for key in ("detectable", "p")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DoseResponse:
+        """Inverse of :meth:`to_dict`."""
+        numbers = {key: math.nan if values[key] is None else values[key] for key in ("detectable", "p")}
+        scores = {
+            "severities": tuple(values["severities"]),
+            "scores": tuple(Score.from_dict(score) for score in values["scores"]),
+            "slope": Score.from_dict(values["slope"]),
+        }
+        return cls(**{**values, **numbers, **scores})
 
 
-def dose_response(severities: Sequence[float], results: Sequence[Sampled], *, chance: float) -> DoseResponse:
+def dose_response(
+    severities: Sequence[float], results: Sequence[Sampled], *, chance: float, p: float = math.nan
+) -> DoseResponse:
     """Curve of one score over severities.
 
     Parameters
@@ -46,6 +71,7 @@ def dose_response(severities: Sequence[float], results: Sequence[Sampled], *, ch
     results : of :func:`evaluation.separability.separability_draws`, one per severity, of the same name, with the same
         faces, groups, seed and replicates at each: then the slope's resamples are paired.
     chance : the score when nothing separates, 0.5 for an AUC and 0 for the others.
+    p : of the permutation null at severity 0, where the score has one.
     """
     x = np.asarray(severities, dtype=np.float64)
     if len(x) < 3 or x[0] != 0 or (np.diff(x) <= 0).any():
@@ -68,7 +94,8 @@ def dose_response(severities: Sequence[float], results: Sequence[Sampled], *, ch
         scores=scores,
         slope=slope,
         detectable=math.nan if least is None else float(x[least]),
-        null_holds=bool(scores[0].low <= chance <= scores[0].high),
+        p=p,
+        null_holds=bool(scores[0].low <= chance <= scores[0].high and not p <= LEVEL),
     )
 
 
@@ -86,7 +113,8 @@ def dose_curves(
 
     Parameters
     ----------
-    features, label, group, seed, replicates : as in :func:`evaluation.separability.separability`.
+    features, label, group, seed, replicates : as in :func:`evaluation.separability.separability`; ``replicates`` is
+        also the number of permutations at severity 0.
     method, severity : ``(n,)`` the manipulation of each fake and its severity above 0; those of originals are not
         looked at.
 
@@ -97,7 +125,8 @@ def dose_curves(
     """
     label = binary_label(label)
     method = np.asarray(method)
-    x, severity = finite("features", features, len(label), ndim=2), finite("severity", severity, len(label))
+    x = finite("features", features, len(label), ndim=2)
+    severity = finite("severity", np.where(label == 1, severity, 0.0), len(label))
     found = {}
     for name in np.unique(method[label == 1]):
         rows = np.flatnonzero((label == 0) | (method == name))
@@ -134,18 +163,22 @@ def _curves(
 ) -> list[DoseResponse]:
     ids = np.random.default_rng(seed).permutation(sorted(chosen))
     forged = set(ids[: len(ids) // 2].tolist())
-    panels = []
+    panels, p = [], {}
     for level in levels:
         taken = [
             np.flatnonzero((component == c) & (dose == (level if c in forged else 0)))[: chosen[c]] for c in chosen
         ]
         rows = np.concatenate(taken)
         fake = np.isin(component[rows], list(forged)).astype(np.int64)
-        drawn = separability_draws(x[rows], fake, component[rows], seed=seed, replicates=replicates)
+        prepared = Prepared.of(x[rows], fake, component[rows])
+        drawn = draws_of(prepared, seed=seed, replicates=replicates)
         panels.append({each.score.name: each for each in drawn})
-    headline = next(iter(panels[0]))
+        if level == 0:
+            p = {null.name: null.p for null in null_of(prepared, seed=seed, permutations=replicates)}
     curves = []
-    for name in (headline, *(known for known in CHANCE if known in panels[0])):
-        chance = next(chance for known, chance in CHANCE.items() if name.startswith(known))
-        curves.append(dose_response(levels.tolist(), [panel[name] for panel in panels], chance=chance))
+    for name in panels[0]:
+        chance = CHANCE.get("knn_auc" if name.startswith("knn_auc") else name)
+        if chance is not None:
+            results = [panel[name] for panel in panels]
+            curves.append(dose_response(levels.tolist(), results, chance=chance, p=p.get(name, math.nan)))
     return curves

@@ -1,21 +1,28 @@
 """Calibration by controlled forgeries: ``python -m jobs.dose backbone=NAME shards=SHARD_SET``.
 
 How each separability score of one backbone answers to the severity of forgeries, and the least severity that it tells.
-The shard set is packed from a folder of ``python -m data_shards.forgeries``, which has the column ``severity``.
+The shard set is packed from a folder of ``python -m data_shards.forgeries``, which has the column ``severity``. Run it
+for each backbone of an experiment with ``out=RUNS/NAME/dose/BACKBONE.json``, and ``python -m jobs.results`` compares
+them.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from data_shards.command import InputError, run
 from data_shards.files import write_json
 from data_shards.manifest import ShardSet
+from jobs.experiment import Backbone
 from trainer.card import get_card
+
+if TYPE_CHECKING:
+    from evaluation.dose import DoseResponse
 
 
 @dataclass
@@ -32,7 +39,7 @@ class Dose:
     """Folder for the features file."""
     initialisation: Literal["pretrained", "random"] = "pretrained"
     replicates: int = 1000
-    """Bootstrap replicates behind every interval."""
+    """Bootstrap replicates behind every interval, and permutations at severity 0."""
     cards: Path | None = None
     """YAML file with backbone cards of your own."""
     weights_dir: Path | None = None
@@ -62,7 +69,9 @@ def dose(config: Dose) -> Path:
     except ValueError as error:
         raise InputError(f"{config.shards}: {error}") from None
     curves = {method: [curve.to_dict() for curve in each] for method, each in found.items()}
-    write_json(config.out, {"features": path.name, "replicates": config.replicates, "curves": curves})
+    backbone = Backbone(config.backbone, config.initialisation).label
+    content = {"backbone": backbone, "features": path.name, "replicates": config.replicates, "curves": curves}
+    write_json(config.out, content)
     for suffix in (".png", ".pdf"):
         figure_of(found).savefig(config.out.with_suffix(suffix), dpi=160)
     for method, each in found.items():
@@ -71,9 +80,23 @@ def dose(config: Dose) -> Path:
                 f"{s:g}: {score.value:.3f}" for s, score in zip(curve.severities, curve.scores, strict=True)
             )
             least = "none" if np.isnan(curve.detectable) else f"{curve.detectable:g}"
-            null = "" if curve.null_holds else "  severity 0 is NOT within chance"
+            null = "" if np.isnan(curve.p) else f"  p at 0: {curve.p:.2g}"
+            null += "" if curve.null_holds else "  severity 0 is NOT within chance"
             print(f"{method}  {curve.name}  {values}  least severity told: {least}{null}")
     return config.out
+
+
+def read(folder: Path) -> dict[str, dict[str, list[DoseResponse]]]:
+    """Backbone → method → curves of the files of a folder."""
+    from evaluation.dose import DoseResponse
+
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found[values["backbone"]] = {
+            method: [DoseResponse.from_dict(curve) for curve in curves] for method, curves in values["curves"].items()
+        }
+    return found
 
 
 def main(config: Dose) -> None:

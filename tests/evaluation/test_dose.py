@@ -1,9 +1,10 @@
+import json
 import math
 
 import numpy as np
 import pytest
 
-from evaluation.dose import dose_curves, dose_response
+from evaluation.dose import DoseResponse, dose_curves, dose_response
 from evaluation.separability import separability_draws
 
 SEVERITIES = (0, 0.25, 0.5, 1)
@@ -40,6 +41,18 @@ def test_a_score_that_sees_nothing():
     assert found.slope.value == pytest.approx(0, abs=1e-12)
 
 
+def test_a_score_beyond_its_null_at_severity_zero_is_told():
+    results = curves("silhouette", strength=0)
+    assert dose_response(SEVERITIES, results, chance=0, p=0.2).null_holds
+    found = dose_response(SEVERITIES, results, chance=0, p=0.03)  # the interval holds chance all the same
+    assert found.scores[0].low <= 0 <= found.scores[0].high
+    assert not found.null_holds
+    for each in (found, dose_response(SEVERITIES, results, chance=0)):
+        again = DoseResponse.from_dict(json.loads(json.dumps(each.to_dict(), allow_nan=False)))
+        assert again.to_dict() == each.to_dict()
+        assert again.scores == found.scores
+
+
 def test_misfits_are_errors():
     results = curves("silhouette", 0)
     with pytest.raises(ValueError, match="rise from 0"):
@@ -64,7 +77,14 @@ def test_curves_of_controlled_forgeries():
     found = dose_curves(*forgeries(), replicates=100)
     assert list(found) == ["blind", "swap"]
     names = [curve.name for curve in found["swap"]]
-    assert names == ["knn_auc_k5", "energy_distance", "mmd2", "linear_probe_auc"]  # 60 samples allow no 20 neighbours
+    clusterings = ["kmeans_ami_k2", "kmeans_ami_k8"]
+    distances = ["silhouette", "energy_distance", "mmd2"]
+    assert names == ["knn_auc_k5", *distances, *clusterings, "linear_probe_auc"]  # 60 samples allow no 20 neighbours
+    for curve in found["swap"][:-1]:
+        assert 0.05 < curve.p <= 1
+        assert curve.null_holds
+        assert curve.slope.low > 0
+    assert math.isnan(found["swap"][-1].p)  # the probe has no permutation null
     neighbours = found["swap"][0]
     assert neighbours.severities == (0, 0.25, 0.5, 1)
     assert neighbours.null_holds
@@ -73,6 +93,17 @@ def test_curves_of_controlled_forgeries():
     assert {score.n for score in neighbours.scores} == {60}  # the same faces at every severity
     assert neighbours.scores[0].value == found["blind"][0].scores[0].value  # and before any forgery for every method
     assert len({score.value for score in found["blind"][0].scores}) == 1  # what changes nothing has a flat curve
+
+
+def test_severities_of_originals_are_not_looked_at():
+    features, label, group, method, severity = forgeries()
+    expected = dose_curves(features, label, group, method, severity, replicates=5)
+    severity[label == 0] = np.nan  # as a table without a severity for originals gives it
+    found = dose_curves(features, label, group, method, severity, replicates=5)
+    assert [curve.scores for curve in found["swap"]] == [curve.scores for curve in expected["swap"]]
+    severity[np.flatnonzero(label)[0]] = np.nan
+    with pytest.raises(ValueError, match="severity holds 1 NaN"):
+        dose_curves(features, label, group, method, severity)
 
 
 def test_groups_without_every_severity_are_left_out():

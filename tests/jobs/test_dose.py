@@ -11,7 +11,7 @@ from data_shards.command import InputError
 from data_shards.forgeries import ForgeConfig, forge_faces
 from data_shards.manifest import ShardSet
 from data_shards.pack import PackConfig, pack_command
-from jobs.dose import Dose, dose
+from jobs.dose import Dose, dose, read
 from tests.jobs.conftest import SAMPLE
 
 FACES = 30
@@ -45,6 +45,8 @@ def test_curves_are_written(forged, tmp_path, tiny_cards, capsys):
     (curve, *_) = json.loads(dose(config).read_text())["curves"]["resample"]
     assert curve["severities"] == [0, 0.5, 1]
     assert [score["n"] for score in curve["scores"]] == [FACES] * 3
+    (again, *_) = read(tmp_path)["tiny_resnet-random"]["resample"]
+    assert again.to_dict() == curve
     assert "resample  knn_auc_k5" in capsys.readouterr().out
     assert (tmp_path / "dose.pdf").read_bytes().startswith(b"%PDF")
 
