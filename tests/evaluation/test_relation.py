@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.relation import backbones_needed, claim, family_means, noise_ceiling, relation
+from evaluation.relation import COEFFICIENTS, backbones_needed, claim, family_means, noise_ceiling, relation
 
 
 def test_coefficients_equal_scipy():
@@ -25,7 +25,7 @@ def test_a_strong_relation_is_supported_and_turns_with_the_direction():
         assert forth == back
         assert forth.verdict == "supported"
         assert 0 < forth.score.low < forth.score.value < forth.score.high < 1
-        assert forth.p == 1 / 2000
+        assert forth.p == 1 / 10_000
         assert forth.null_high < forth.score.value
     assert {r.verdict for r in relation(-x, y)} == {"not supported"}
 
@@ -37,10 +37,67 @@ def test_null_quantile_of_the_weighted_tau_is_the_known_one():
     assert found.p == 1
 
 
-def test_p_by_counting_all_orders():
-    # Of the 4! = 24 orders of four backbones only one has Spearman's rho of 1: p is near 1/24.
-    found = relation([1, 2, 3, 4], [1, 2, 3, 4], permutations=9999)[1]
-    assert found.p == pytest.approx(1 / 24, abs=0.01)
+@pytest.mark.parametrize(("m", "count"), [(4, 24), (5, 120), (7, 5040)])
+def test_p_is_exact_where_all_orders_can_be_counted(m, count):
+    for found in relation(np.arange(m), np.arange(m)):
+        assert found.p == 1 / count  # of the m! orders only one is perfect
+    for found in relation(np.arange(m), np.arange(m)[::-1]):
+        assert found.p == 1
+
+
+def test_p_of_more_orders_is_never_zero():
+    assert relation(np.arange(8), np.arange(8))[0].p <= 2 / 10_000  # 1/8! is beyond 9,999 draws
+    assert relation(np.arange(20), np.arange(20))[0].p == 1 / 10_000
+
+
+def test_a_perfect_order_has_an_interval():
+    # Two-sided and exact, a perfect order of four has p = 2/4! = .083, one of five 2/5! = .017.
+    for x in ([1, 2, 3, 4], [4, 3, 2, 1]):
+        for found in relation(x, [1, 2, 3, 4]):
+            low, value, high = found.score.low, found.score.value, found.score.high
+            assert min(low, value) < 0 < max(high, value)
+            assert low <= value <= high
+            assert found.verdict == "undecided"
+    tau, rho, _ = relation([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])
+    # Nearest imperfect order: the last two exchanged, rho = 1 - 6 * 2 / (5 * 24) = .9; z varies by 1/(5 - 3).
+    assert rho.score.low == pytest.approx(math.tanh(math.atanh(0.9) - 1.96 / math.sqrt(2)), abs=1e-3)
+    assert (rho.score.value, rho.score.high) == pytest.approx((1, 1))
+    # Its pair weighs 1/4 + 1/5 of 4 (1 + 1/2 + 1/3 + 1/4 + 1/5).
+    assert tau.score.low == pytest.approx(
+        math.tanh(math.atanh(1 - 0.9 / (4 * 137 / 60)) - 1.96 / math.sqrt(2)), abs=1e-3
+    )
+    assert (tau.verdict, rho.verdict) == ("supported", "supported")
+
+
+def test_a_nearly_perfect_order_is_not_less_sure_than_chance():
+    # One exchange among the last of ten: leaving either out gives a perfect order, whose z must not be infinite.
+    found = relation([1, 0, *range(2, 10)], range(10))[0]
+    assert found.verdict == "supported"
+    assert 0.7 < found.score.low < found.score.value < found.score.high < 1
+
+
+def test_interval_over_seeds():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=12)
+    noisy = truth[:, None] + 0.3 * rng.normal(size=(12, 3))
+    for found in relation(truth, noisy):
+        low, high = found.seeds
+        assert -1 <= low < high <= 1
+    assert relation(truth, noisy)[0].seeds == relation(truth, noisy)[0].seeds  # seeded
+    assert relation(truth, noisy.mean(axis=1))[0].seeds is None
+    assert relation(truth, noisy)[0].score == relation(truth, noisy.mean(axis=1))[0].score
+    same = relation(truth, [[t, t] for t in truth[:6]] + [[t] for t in truth[6:]])[2]
+    assert same.seeds == pytest.approx((1, 1))  # seeds that agree move nothing
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_interval_over_seeds_is_as_wide_as_other_seeds_make_it(seeds):
+    # Pearson's r of the same backbones, far from 1, over sets of other seeds: its spread is known from simulation.
+    rng, x = np.random.default_rng(0), np.linspace(-1, 1, 12)
+    sets = (x + rng.normal(size=12))[:, None] + 0.2 * rng.normal(size=(500, 12, seeds))
+    spread = np.std([COEFFICIENTS["pearson"](x, y.mean(axis=-1)) for y in sets])
+    widths = [np.subtract(*relation(x, y, permutations=1)[2].seeds[::-1]) / (2 * 1.96) for y in sets[:60]]
+    assert np.median(widths) == pytest.approx(spread, rel=0.15)
 
 
 def test_a_constant_side_is_undecided():
@@ -74,15 +131,29 @@ def test_interval_covers_the_expected_coefficient():
         assert 0.89 <= inside <= 1, name  # 95 % less four binomial standard deviations of 1.5 %
 
 
-def test_noise_ceiling():
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=200)
-    assert noise_ceiling(np.stack([truth, truth, truth], axis=1)) == pytest.approx(1)
-    # Two seeds with noise as large as the signal correlate by 1 / (1 + 1) = .5.
-    noisy = truth[:, None] + rng.normal(size=(200, 2))
-    assert noise_ceiling(noisy, "pearson") == pytest.approx(0.5, abs=0.15)
-    with pytest.raises(ValueError, match="two seeds"):
-        noise_ceiling(truth[:, None])
+@pytest.mark.parametrize("counts", [[3] * 10, [3] * 6 + [1] * 4])
+def test_noise_ceiling_is_what_a_perfect_predictor_reaches(counts):
+    """Seeds vary by half of what backbones do; with three seeds each a predictor without noise has a tau of .85."""
+    rng, noise = np.random.default_rng(0), 0.5
+    truth = rng.normal(size=(4000, len(counts)))
+    means = truth + noise * rng.normal(size=truth.shape) / np.sqrt(counts)
+    for name, coefficient in COEFFICIENTS.items():
+        reached = coefficient(truth, means).mean()
+        if name == "weighted_kendall" and min(counts) == 3:
+            assert reached == pytest.approx(0.85, abs=0.005)
+        benchmarks = ([t + noise * rng.normal(size=s) for t, s in zip(row, counts, strict=True)] for row in truth[:150])
+        assert np.mean([noise_ceiling(each, name) for each in benchmarks]) == pytest.approx(reached, abs=0.04)
+
+
+def test_noise_ceiling_by_hand():
+    # Means 0, 2, 4, 6 vary by 20/3; seeds at -1 and +1 of them have variance 2, and their means 2/2 = 1.
+    assert noise_ceiling([[-1, 1], [1, 3], [3, 5], [5, 7]], "pearson") == pytest.approx(math.sqrt(1 - 3 / 20))
+    # Two of the four have one seed: the noise is (1 + 1 + 2 + 2) / 4 on average.
+    assert noise_ceiling([[-1, 1], [1, 3], [4], [6]], "pearson") == pytest.approx(math.sqrt(1 - 1.5 * 3 / 20))
+    assert noise_ceiling([[0, 0], [1, 1], [2, 2], [3]]) == pytest.approx(1)  # without noise
+    assert noise_ceiling([[-1, 1]] * 4) == 0  # without signal
+    for too_few in ([[1], [2], [3], [4]], [[1, 2], [2], [3], [4]], [[1, 2], [2, 3], [3, 4]]):
+        assert math.isnan(noise_ceiling(too_few))
 
 
 def test_family_means_by_hand():
