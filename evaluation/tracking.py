@@ -33,7 +33,8 @@ SECRET_KEY = re.compile(
     r"(password|passwd|secret|credentials?|(api|access|private|secret)_?key|(auth|access|api|hf|hub)_?token|(^|[.])token)$",
     re.I,
 )
-USER_INFO = re.compile(r"://[^/\s@]+@")
+URI_SECRET = re.compile(r"(://)[^/\s@]+(?=@)|([?&](?:\w*passw(?:or)?d|pwd)=)[^&\s]+", re.I)
+HIDDEN = r"\1\2[hidden]"
 CUT = " … [cut at MLflow's limit]"
 
 
@@ -222,7 +223,7 @@ def _texts(values: Mapping[str, Any], *, limit: int) -> dict[str, str]:
     texts = {}
     values = dict(_flat(values))
     for name, old in _legal_names(values).items():
-        text = "[hidden]" if SECRET_KEY.search(old) else USER_INFO.sub("://[hidden]@", str(values[old]))
+        text = "[hidden]" if SECRET_KEY.search(old) else URI_SECRET.sub(HIDDEN, str(values[old]))
         texts[name] = text if len(text) <= limit else text[: limit - len(CUT)] + CUT
     return texts
 
@@ -276,7 +277,7 @@ def _check_uri(uri: str) -> None:
         return
     if urllib.parse.urlsplit(uri).username:
         raise TrackingError(
-            f"{USER_INFO.sub('://[hidden]@', uri)}: give credentials in the environment (MLFLOW_TRACKING_USERNAME and "
+            f"{URI_SECRET.sub(HIDDEN, uri)}: give credentials in the environment (MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD), not in the address"
         )
     try:  # MLflow's own client would retry for minutes before it says that nobody is there
@@ -300,9 +301,9 @@ def _tracking_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-        reason = USER_INFO.sub("://[hidden]@", " ".join(str(error).split()))[:500]
+        reason = URI_SECRET.sub(HIDDEN, " ".join(str(error).split()))[:500]
         raise TrackingError(
-            f"{USER_INFO.sub('://[hidden]@', uri)}: MLflow refused: {reason}; the run directories hold everything, run "
+            f"{URI_SECRET.sub(HIDDEN, uri)}: MLflow refused: {reason}; the run directories hold everything, run "
             "the same command again once MLflow works"
         ) from error
 
