@@ -16,6 +16,7 @@ from evaluation.overfitting_results import (
     SweepReport,
     TrialResult,
     backbones,
+    clean,
     finished,
     gap_names,
     outcome,
@@ -55,14 +56,14 @@ def render(report: SweepReport) -> tuple[str, list[Drawn]]:
     environment.filters["breakable"] = _breakable
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("report.css", "tables.js"))
     done = finished(report.trials)
-    importances, notes = _importances(done)
-    drawn = list(_figures(done, importances)) if done else []
+    importances, notes = _importances(clean(done))
+    drawn = list(_figures(done, importances))
     page = environment.get_template("sweep.html.j2").render(
         report=report,
         recommended=recommended_table(report.trials),
         figures=[(title, _svg(figure), note) for title, figure, note in drawn],
         trials=trial_table(done),
-        responses=[*_importance_tables(importances), *_marginal_tables(done)],
+        responses=[*_importance_tables(importances), *_marginal_tables(clean(done))],
         notes=notes,
         unfinished=[each for each in report.trials if not each.finished],
         changed=[each for each in done if each.note],
@@ -130,7 +131,7 @@ def recommended_table(trials: Sequence[TrialResult]) -> Table:
     columns = [("Backbone", ""), ("Pretext family", ""), *((name, "") for name in names)]
     columns += [("AUC ↑", name) for name in ("validation", "test")] + [("AUC ↑", f"{name}, unseen") for name in unseen]
     columns += [("Expected AUC", name) for name in ("test", *(f"{name}, unseen" for name in unseen))]
-    columns += [("Trials", "finished")]
+    columns += [("Trials", "to choose from")]
     rows = [
         [
             Cell(each.backbone, each.backbone, hint=each.run),
@@ -138,7 +139,7 @@ def recommended_table(trials: Sequence[TrialResult]) -> Table:
             *(_value_cell(each.values[name]) for name in names),
             *(score_cell(each.detection.get(name)) for name in ("validation", "test", *unseen)),
             *(score_cell(_expected(trials, each, name)) for name in ("test", *unseen)),
-            Cell(str(count := len(finished(trials, each.backbone))), count),
+            Cell(str(count := len(clean(trials, each.backbone))), count),
         ]
         for each in best
     ]
@@ -147,7 +148,7 @@ def recommended_table(trials: Sequence[TrialResult]) -> Table:
 
 def _expected(trials: Sequence[TrialResult], best: TrialResult, name: str) -> Score | None:
     """What the recommended setting may be expected to give on a data set."""
-    scored = [each for each in finished(trials, best.backbone) if name in each.detection]
+    scored = [each for each in clean(trials, best.backbone) if name in each.detection]
     if best not in scored:
         return None
     sides = ([each.detection[data].value for each in scored] for data in ("validation", name))
@@ -202,16 +203,17 @@ def surface_axes(names: Sequence[str]) -> tuple[str, str] | None:
 def _figures(trials: Sequence[TrialResult], importances: dict[str, list[Score]]) -> Iterator[Drawn]:
     from evaluation import sweep_figures
 
-    axes = surface_axes(varied(trials))
-    for gap in gap_names(trials) if axes else []:
+    true = clean(trials)
+    axes = surface_axes(varied(true))
+    for gap in gap_names(true) if axes else []:
         note = "Mean difference of AUC at the last checkpoint; in brackets: trials. Red: the second set is harder."
-        yield f"Gap {gap} over {axes[0]} × {axes[1]}", sweep_figures.gap_surface(trials, *axes, gap), note
+        yield f"Gap {gap} over {axes[0]} × {axes[1]}", sweep_figures.gap_surface(true, *axes, gap), note
     for unseen in unseen_names(trials):
         note = "A dot per trial; dotted: equal AUC."
         yield f"Validation versus {unseen}", sweep_figures.validation_versus_unseen(trials, unseen), note
-    if any(each.evaluations for each in trials):
+    if any(each.evaluations for each in true):
         note = "Training: a fixed part of its data, not augmented. The twelve trials with the largest overfitting area."
-        yield "Curves", sweep_figures.overfitting_curves(trials), note
+        yield "Curves", sweep_figures.overfitting_curves(true), note
     curves = learning_curves(trials)
     if curves:
         note = "Means over trials with true labels; lines: the fitted power laws. Both axes are logarithmic."

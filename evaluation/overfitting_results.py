@@ -64,6 +64,12 @@ def finished(trials: Sequence[TrialResult], backbone: str | None = None) -> list
     return [each for each in trials if each.finished and backbone in (None, each.backbone)]
 
 
+def clean(trials: Sequence[TrialResult], backbone: str | None = None) -> list[TrialResult]:
+    """The finished trials that saw the true labels: with flipped ones, the probe of memorisation, training AUC and with
+    it the gaps mean another thing."""
+    return [each for each in finished(trials, backbone) if not each.values.get("flipped_labels")]
+
+
 def backbones(trials: Sequence[TrialResult]) -> list[str]:
     """Backbones in the order in which they were first met."""
     return list(dict.fromkeys(each.backbone for each in trials))
@@ -95,6 +101,7 @@ def outcome(trial: TrialResult, name: str) -> float:
 
 
 def recommended(trials: Sequence[TrialResult], backbone: str) -> TrialResult | None:
-    """The backbone's trial with the highest validation AUC, the first of equals; selection sees nothing else."""
-    candidates = finished(trials, backbone)
+    """The backbone's trial with the highest validation AUC among those with true labels, the first of equals; selection
+    sees nothing else."""
+    candidates = clean(trials, backbone)
     return max(candidates, key=lambda each: each.detection["validation"].value, default=None)

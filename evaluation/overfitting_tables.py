@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from evaluation.overfitting_results import TrialResult, backbones, finished, gap_names, recommended, unseen_names
+from evaluation.overfitting_results import TrialResult, backbones, clean, gap_names, recommended, unseen_names
 from evaluation.overfitting_scaling import PowerLaw, power_law
 from evaluation.overfitting_verdict import at_equal_validation, in_words, mean_difference
 from evaluation.results import find
@@ -15,11 +15,6 @@ from evaluation.tables import NO_RESULT, Cell, Table
 Outcome = Callable[[TrialResult], float]
 
 ERROR = "1 − validation AUC"
-
-
-def clean(trials: Sequence[TrialResult]) -> list[TrialResult]:
-    """Finished trials that saw the true labels: with others training AUC means another thing."""
-    return [each for each in finished(trials) if not each.values.get("flipped_labels")]
 
 
 def learning_curves(trials: Sequence[TrialResult]) -> dict[str, dict[str, PowerLaw]]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullLocator
 
 from evaluation.figures import BLUE, COLOURS, GREY, MARKERS, STYLE, VERMILLION
-from evaluation.overfitting_results import TrialResult, backbones, finished, outcome
+from evaluation.overfitting_results import TrialResult, backbones, clean, finished, outcome
 from evaluation.overfitting_scaling import PowerLaw
 from evaluation.results import find
 from evaluation.score import Score
@@ -29,8 +29,8 @@ COLUMNS = 3
 def gap_surface(trials: Sequence[TrialResult], x: str, y: str, gap: str) -> Figure:
     """Mean ``gap`` at the last checkpoint over two hyperparameters, a panel per backbone; trials that differ in others
     are averaged, and each cell says its mean and, above one, its number of trials. A hyperparameter with more than
-    eight values is cut into four parts with equally many trials."""
-    trials = [each for each in finished(trials) if math.isfinite(outcome(each, gap))]
+    eight values is cut into four parts with equally many trials. Trials with flipped labels are left out."""
+    trials = [each for each in clean(trials) if math.isfinite(outcome(each, gap))]
     names = _names(trials, f"no finished trial has the gap {gap!r}")
     columns, rows = _parts([each.values[x] for each in trials]), _parts([each.values[y] for each in trials])
     tables = {}
@@ -85,8 +85,8 @@ def validation_versus_unseen(trials: Sequence[TrialResult], unseen: str) -> Figu
 
 def overfitting_curves(trials: Sequence[TrialResult]) -> Figure:
     """Training (dashed, clean subset) and validation AUC over time; a triangle marks the point of first overfitting and
-    a circle the selected checkpoint. At most twelve trials: those with the largest area of overfitting."""
-    trials = [each for each in finished(trials) if each.evaluations]
+    a circle the selected checkpoint. At most twelve trials with true labels: those that overfit most by area."""
+    trials = [each for each in clean(trials) if each.evaluations]
     _names(trials, "no finished trial has a curve")
     area = {each.run: outcome(each, "overfitting_area") for each in trials}
     shown = sorted(trials, key=lambda each: -area[each.run])[:MOST_CURVES]

@@ -14,6 +14,7 @@ from data_shards.files import atomic
 from data_shards.manifest import ShardSet
 from data_shards.splits import components
 from jobs import collect, evaluate, overfit, report, trial
+from jobs.subset import KEYS
 from trainer.card import get_card
 
 if TYPE_CHECKING:
@@ -150,10 +151,12 @@ def _result(config: Sweep, each: Trial) -> TrialResult:
 
 
 def _values(config: Sweep, each: Trial) -> dict[str, Any]:
-    """Hyperparameters as tables and figures show them: all groups as their number, to stand among the others."""
-    if each.values.get("train_groups", 0) is not None:
-        return each.values
-    return {**each.values, "train_groups": _groups(config.data.train)}
+    """Hyperparameters as tables and figures show them: with what chose the training set even where all trials share it,
+    and all groups as their number, to stand among the others."""
+    values = {**{key: config.finetune[key] for key in KEYS if key in config.finetune}, **each.values}
+    if values.get("train_groups", 0) is not None:
+        return values
+    return {**values, "train_groups": _groups(config.data.train)}
 
 
 @lru_cache

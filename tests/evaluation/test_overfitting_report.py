@@ -1,5 +1,6 @@
 """The sweep's report: what it shows, what it recommends, and that nothing in it is taken for markup."""
 
+import dataclasses
 import math
 import re
 
@@ -7,8 +8,16 @@ import numpy as np
 import pytest
 
 from evaluation.overfitting_curves import curve_scores
-from evaluation.overfitting_report import markdown, recommended_table, render, surface_axes, text_table, trial_table
-from evaluation.overfitting_results import SweepReport, TrialResult, finished, recommended
+from evaluation.overfitting_report import (
+    _marginal_tables,
+    markdown,
+    recommended_table,
+    render,
+    surface_axes,
+    text_table,
+    trial_table,
+)
+from evaluation.overfitting_results import SweepReport, TrialResult, clean, finished, recommended
 from evaluation.score import Score
 from evaluation.sweep_figures import gap_surface, overfitting_curves, validation_versus_unseen
 
@@ -17,7 +26,7 @@ def score(name, value, width=0.02):
     return Score(name, value, value - width, value + width, True, 100, f"how {name}")
 
 
-def make(backbone, rate, depth, validation, unseen):
+def make(backbone, rate, depth, validation, unseen, **more):
     """A trial whose gap train − validation at the end is rate + depth / 100."""
     epoch, train = [1.0, 2.0, 3.0], [0.7, 0.85, 0.95]
     curve = [0.7, validation, validation - 0.05]
@@ -27,7 +36,7 @@ def make(backbone, rate, depth, validation, unseen):
         run=f"{backbone}-{rate}-{depth}",
         backbone=backbone,
         family="family",
-        values={"learning_rate": rate, "unfrozen_blocks": depth, "mode": "full"},
+        values={"learning_rate": rate, "unfrozen_blocks": depth, "mode": "full", **more},
         status="finished",
         detection={name: score("auc", value) for name, value in data.items()},
         gaps=[gap],
@@ -64,6 +73,29 @@ def test_the_recommendation_looks_at_validation_only(trials):
     tempting = make("resnet", 0.5, 1, 0.5, 0.99)  # best on unseen data, worst on validation
     assert recommended([*trials, tempting], "resnet") == best
     assert [row[0].text for row in recommended_table(trials).rows] == ["vit <b>", "resnet"]
+
+
+def test_trials_with_flipped_labels_are_neither_recommended_nor_averaged_with_the_others(trials):
+    true = [dataclasses.replace(each, values={**each.values, "flipped_labels": 0.0}) for each in trials]
+    # Best on validation, with a gap far from that of the others.
+    probe = make("resnet", 0.001, 1, 0.99, 0.6, flipped_labels=0.2)
+    probe = dataclasses.replace(probe, last_gaps=[dataclasses.replace(probe.last_gaps[0], value=-0.9)])
+    mixed = [*true, probe]
+    assert recommended(mixed, "resnet") == recommended(true, "resnet")
+    assert [recommended_table(each).rows[1][-1].text for each in (true, mixed)] == ["6", "6"]
+    with_and_without = [
+        [text.get_text() for axes in gap_surface(each, "learning_rate", "unfrozen_blocks", "train − validation").axes
+         for text in axes.texts]
+        for each in (mixed, true)
+    ]  # fmt: skip
+    assert with_and_without[0] == with_and_without[1]
+    for title, surface in dict(_marginal_tables(clean(mixed))).items():
+        assert surface == dict(_marginal_tables(clean(true)))[title]
+    html = page(mixed)
+    assert "-0.9" not in re.sub("<section id=.trials.>.*?</section>", "", html, flags=re.S)  # but in the list of trials
+    # Nothing but probes: they are listed, and nothing is recommended.
+    assert recommended_table([probe]).rows == []
+    assert "No finished trial to draw" not in page([probe])  # validation against unseen AUC means what it meant
 
 
 def test_the_page_holds_every_part_and_escapes_names(trials):
