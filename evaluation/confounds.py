@@ -15,6 +15,8 @@ from evaluation.checks import binary_label, components, finite
 from evaluation.detection import weighted_auc
 from evaluation.distances import normalised
 from evaluation.neighbours import nearest_others, neighbour_auc, neighbour_score
+from evaluation.partitions import held_out_auc
+from evaluation.probes import cross_validated_logits, folds
 from evaluation.score import Score
 
 STRATA = 5  # of equal size, by a nuisance that is a number
@@ -26,7 +28,7 @@ class Confound:
     """One nuisance of the data, its part in the label and in the features."""
 
     name: str
-    label_auc: float  # of the nuisance alone for the label: 0.5 when it carries none
+    label_auc: float  # of the nuisance alone for the label, held out: 0.5 when it carries none
     nuisance: Score  # how well the features separate its upper from its lower half, or its commonest name from others
     label: Score  # how well they separate the label once the nuisance is regressed out
     matched: Score  # how well they separate the label among samples that are alike in the nuisance
@@ -67,12 +69,16 @@ def confounds(
     indicators, for text). What a nuisance does beyond that stays, so a label that still separates is not proof; one
     that does not is. *Matched*: real and fake samples are compared within fifths of the nuisance (within one name, for
     text); for all nuisances together within fifths of the label's logistic regression on them (a propensity score).
-    Raises ValueError like ``separability``, and for a nuisance that does not vary.
+    What is fitted to tell the label from nuisances is fitted to other folds of groups: a name's share of fakes (its AUC
+    is :func:`evaluation.partitions.held_out_auc`) and the propensity (its AUC is a mean over folds, too); NaN where
+    there are no two folds with both classes. Raises ValueError like ``separability``, and for a nuisance that does not
+    vary.
     """
     label = binary_label(label)
     component = components(group, len(label))
     space = normalised(finite("features", features, len(label), ndim=2))
-    columns = {name: _Nuisance.of(name, values, label) for name, values in nuisances.items()}
+    fold = folds(label, component, seed)
+    columns = {name: _Nuisance.of(name, values, label, fold) for name, values in nuisances.items()}
     if not columns:
         raise ValueError("confounds need at least one nuisance")
     nearest = nearest_others(space, label, component, compute)
@@ -91,11 +97,12 @@ def confounds(
         )
     if len(columns) > 1:
         every = np.hstack([each.design for each in columns.values()])
-        propensity = _propensity(every, label)
-        left, matched = without(every), score(label, _fifths(propensity))
-        none = Score(plain.name, math.nan, math.nan, math.nan, True, len(label), "not one quantity")
-        alone = float(weighted_auc(label, propensity, np.ones((1, len(label))))[0])
-        name = "all of them"
+        propensity = cross_validated_logits(every, label, fold)
+        if propensity is None:
+            matched, alone = _undefined(plain, "too few groups for two folds with both classes"), math.nan
+        else:
+            matched, alone = score(label, _fifths(propensity)), _auc_within(fold, label, propensity)
+        left, none, name = without(every), _undefined(plain, "not one quantity"), "all of them"
         found.append(Confound(name, alone, none, left, matched, verdict(plain, left, matched, name)))
     return found
 
@@ -107,14 +114,14 @@ class _Nuisance(NamedTuple):
     design: NDArray[np.float64]
 
     @classmethod
-    def of(cls, name: str, values: ArrayLike, label: NDArray[np.int64]) -> _Nuisance:
+    def of(cls, name: str, values: ArrayLike, label: NDArray[np.int64], fold: NDArray[np.int64]) -> _Nuisance:
         values = np.asarray(values)
-        if values.dtype.kind in "OUS":
+        text = values.dtype.kind in "OUS"
+        if text:
             _, codes = np.unique(values.astype(str), return_inverse=True)
             rank = np.argsort(np.argsort(-np.bincount(codes), kind="stable"))[codes]
             codes = np.minimum(rank, MOST_CATEGORIES - 1)
-            design, order = np.eye(codes.max() + 1)[codes][:, 1:], (np.bincount(codes, label) / np.bincount(codes))
-            order, halves, strata = order[codes], codes == 0, codes
+            design, halves, strata = np.eye(codes.max() + 1)[codes][:, 1:], codes == 0, codes
         else:
             order = finite(name, values, len(label))
             halves = order > np.median(order)
@@ -123,20 +130,27 @@ class _Nuisance(NamedTuple):
             strata, design = _fifths(order), np.stack([z, z**2], axis=1)
         if len(values) != len(label) or halves.all() or not halves.any():
             raise ValueError(f"nuisance {name!r} is the same in all samples, or has not one value for each")
-        alone = float(weighted_auc(label, order, np.ones((1, len(label))))[0])
-        return cls(alone, halves.astype(np.int64), strata, design)
+        everyone = np.ones((1, len(label)))
+        auc = held_out_auc(strata, label, fold)(everyone) if text else weighted_auc(label, order, everyone)
+        return cls(float(auc[0]), halves.astype(np.int64), strata, design)
 
 
 def _fifths(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.searchsorted(np.quantile(values, np.arange(1, STRATA) / STRATA), values, side="left")
 
 
-def _propensity(design: NDArray[np.float64], label: NDArray[np.int64]) -> NDArray[np.float64]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
+def _auc_within(fold: NDArray[np.int64], label: NDArray[np.int64], logit: NDArray[np.float64]) -> float:
+    """Mean over folds: logits of different fits are not compared."""
+    aucs = []
+    for number in range(fold.max() + 1):
+        part = fold == number
+        if len(np.unique(label[part])) == 2:
+            aucs.append(weighted_auc(label[part], logit[part], np.ones((1, part.sum())))[0])
+    return float(np.mean(aucs)) if aucs else math.nan
 
-    x = StandardScaler().fit_transform(design)
-    return LogisticRegression(max_iter=1000).fit(x, label).decision_function(x)
+
+def _undefined(like: Score, reason: str) -> Score:
+    return Score(like.name, math.nan, math.nan, math.nan, True, like.n, reason)
 
 
 def residuals(features: NDArray, design: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -158,7 +158,7 @@ def held_out_auc(
     ``ids`` ``(n,)`` from 0, ``fold`` ``(n,)`` from 0. Samples of different folds are not compared: the more fakes a
     fold holds, the lower are the shares that the others give it, which would put the AUC below 0.5 where the label
     means nothing. So would leaving out the own group alone, by about 1 / (2 K). A cluster that the other folds lack
-    has their share of all samples.
+    has their share of all samples. NaN where there is one fold, or none with both classes.
     """
     k, count = int(ids.max()) + 1, int(fold.max()) + 1
     cells = np.zeros((len(ids), count * 2 * k), np.float32)
@@ -167,12 +167,12 @@ def held_out_auc(
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         counts = (weights.astype(np.float32) @ cells).astype(np.float64).reshape(-1, count, 2, k)
         others = counts.sum(axis=1, keepdims=True) - counts
-        size, total = others.sum(axis=2), others.sum(axis=(2, 3))[:, :, None]
-        overall = others[:, :, 1].sum(axis=2, keepdims=True) / np.maximum(total, 1)
-        share = np.where(size > 0, others[:, :, 1] / np.maximum(size, 1), overall)
+        size, total = others.sum(axis=2), others.sum(axis=(2, 3))
+        overall = others[:, :, 1].sum(axis=2) / np.maximum(total, 1)
+        share = np.where(size > 0, others[:, :, 1] / np.maximum(size, 1), overall[:, :, None])
         fake, real = share[:, :, :, None], share[:, :, None, :]
         won = np.einsum("rfk,rfl,rfkl->rf", counts[:, :, 1], counts[:, :, 0], (fake > real) + (fake == real) / 2)
-        pairs = counts.sum(axis=3).prod(axis=2)
+        pairs = counts.sum(axis=3).prod(axis=2) * (total > 0)
         both = (pairs > 0).sum(axis=1)
         auc = np.where(pairs > 0, won / np.maximum(pairs, 1), 0).sum(axis=1)
         return np.divide(auc, both, out=np.full(len(auc), np.nan), where=both > 0)

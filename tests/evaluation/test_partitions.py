@@ -94,6 +94,7 @@ def test_cluster_auc_says_why_it_is_undefined():
     found = cluster_auc(label[None], 2, folds(label, group, 0), label, group, 10, 0).score
     assert np.isnan(found.value)
     assert "too few groups" in found.how
+    assert np.isnan(held_out_auc(label, label, np.zeros(5, int))(np.ones((1, 5)))[0])
 
 
 def test_misfits_are_errors():
