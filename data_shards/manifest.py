@@ -136,6 +136,11 @@ class ShardSet:
             return self.remote.open(self.shards[number], release)
         return os.open(self.shard_path(number), os.O_RDONLY | os.O_CLOEXEC)
 
+    def spoiled(self, number: int, descriptor: int) -> bool:
+        """Whether the shard opened as ``descriptor`` is a damaged copy of a remote one: ``open_shard`` gives another,
+        or raises an OSError that names the copy."""
+        return self.remote is not None and self.remote.spoiled(self.shards[number], descriptor)
+
     @cached_property
     def column_names(self) -> tuple[str, ...]:
         """Columns of the index: INDEX_COLUMNS, then the carried ones."""
@@ -172,6 +177,11 @@ class ShardSet:
     def groups(self) -> Codes:
         """The group of every sample, as it was given: ``a|b`` is a name of its own."""
         return self._codes("group")
+
+    @property
+    def videos(self) -> np.ndarray | None:
+        """(n,) the video of every sample, a manipulated version being another; None where the face table names none."""
+        return self.column("video") if "video" in self.column_names else None
 
     def _codes(self, name: str) -> Codes:
         import pyarrow.parquet as pq

@@ -19,6 +19,7 @@ from PIL import Image
 from data_shards.command import InputError
 from data_shards.faces import FORMATS, MAX_PIXELS
 from data_shards.manifest import ShardSet, index_problems
+from data_shards.remote import of_this_machine
 
 OPEN_FILES = 64
 """Shards kept open by one reader; the window of the training order is smaller."""
@@ -60,17 +61,24 @@ class SampleReader:
         self._lock = threading.Lock()
 
     def read(self, index: int) -> bytes:
-        """The packed bytes of image ``index``, checked against their hash."""
-        length = int(self._length[index])
+        """The packed bytes of image ``index``, checked against their hash. A damaged copy in the cache is fetched once
+        more. OSError where this machine, not the sample, is at fault (too many open files, no rights, a full disk)."""
+        shard, length = int(self._shard[index]), int(self._length[index])
         try:
-            file = self._file(int(self._shard[index]))
-            data = os.pread(file.descriptor, length, int(self._offset[index]))
+            while True:
+                file = self._file(shard)
+                data = os.pread(file.descriptor, length, int(self._offset[index]))
+                if xxhash.xxh3_64_intdigest(data) == int(self._xxh3[index]):
+                    return data
+                if not self.shards.spoiled(shard, file.descriptor):
+                    break
+                self._forget(shard, file)
         except OSError as error:
+            if of_this_machine(error):
+                raise
             raise self.corrupt(index, f"cannot be read: {error.strerror or error}") from error
-        if xxhash.xxh3_64_intdigest(data) != int(self._xxh3[index]):
-            found = f"{len(data)} of {length} are left" if len(data) < length else "xxh3 differs"
-            raise self.corrupt(index, f"its bytes are not the packed ones ({found})")
-        return data
+        found = f"{len(data)} of {length} are left" if len(data) < length else "xxh3 differs"
+        raise self.corrupt(index, f"its bytes are not the packed ones ({found})")
 
     def decode_into(self, index: int, out: np.ndarray) -> None:
         """Write the RGB pixels of sample ``index`` into ``out``, uint8 (image_size, image_size, 3), C-contiguous.
@@ -144,6 +152,11 @@ class SampleReader:
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)
         return file
+
+    def _forget(self, shard: int, file: _File) -> None:
+        with self._lock:
+            if self._files.get(shard) is file:
+                del self._files[shard]
 
 
 class _File:
