@@ -141,7 +141,8 @@ def optimizer(
     """
     blocks = model.backbone.blocks()
     depth = {f"backbone.{name}": len(blocks) - number for number, (_, names) in enumerate(blocks) for name in names}
-    exempt = getattr(model.backbone.model, "no_weight_decay", set)()  # names, or parts of them
+    network = getattr(model.backbone, "model", None)  # cached features have none
+    exempt = getattr(network, "no_weight_decay", set)()  # names, or parts of them
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
