@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +52,7 @@ def log_result(
     figures: Mapping[str, Figure] | None = None,
     artifacts: Sequence[Path] = (),
     tags: Mapping[str, str] | None = None,
+    status: Literal["FINISHED", "RUNNING", "KILLED"] = "FINISHED",
 ) -> str:
     """Log one result as the one MLflow run that carries the tag ``key``; return its run id.
 
@@ -60,8 +61,10 @@ def log_result(
 
     ``curves`` are rows ``{"step": 10, "time": seconds since 1970, "split": "train", "loss": 0.7, …}``: every number
     becomes the metric ``curve/SPLIT/NAME`` at that step, everything else is left out (``time`` and ``split`` may be
-    missing). ``figures`` map a name to a figure (stored as ``figures/NAME.png``). ``artifacts`` are files or folders.
-    Too long values are cut, and say so; values of keys that name a secret are hidden; NaN metrics are left out.
+    missing); names that begin with ``system/`` are kept, since MLflow has a page for them. ``figures`` map a name to a
+    figure (stored as ``figures/NAME.png``). ``artifacts`` are files or folders. Too long values are cut, and say so;
+    values of keys that name a secret are hidden; NaN metrics are left out. ``status``: what MLflow calls a result that
+    is not whole yet.
 
     ``tracking_uri`` is ``sqlite:///PATH`` (made on first use, safe with several processes; artifacts lie beside it),
     a server (``http://HOST:PORT``) or another database that MLflow knows. Raises TrackingError.
@@ -74,7 +77,7 @@ def log_result(
     points = _curve_metrics(curves)
     parameters = _texts(params, limit=6000)
     labels = _texts(tags or {}, limit=8000)
-    content = _content(parameters, summary, points, images, artifacts, labels)
+    content = _content(parameters, summary, points, images, artifacts, {**labels, "status": status})
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # licensed data, closed networks: nothing is sent out
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -87,7 +90,8 @@ def log_result(
             _log_numbers(client, new, parameters, summary, points)
             _log_files(client, new, images, artifacts)
             client.set_tag(new, "content", content)  # last: its presence means that everything is there
-            client.set_terminated(new, "FINISHED")
+            if status != "RUNNING":  # which it is from the start
+                client.set_terminated(new, status)
             # asked again: a server that dies after it has made a run, but before it says so, is asked to make another
             run_id, others = _find(client, experiment_id, key, content)
         for other in others:
@@ -196,8 +200,8 @@ def _curve_metrics(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, 
             raise ValueError(f"a row of a curve needs 'step', got {dict(row)}")
         prefix = "/".join(str(part) for part in ("curve", row.get("split")) if part)
         when = round(1000 * row["time"]) if "time" in row else None
-        values = {f"{prefix}/{name}": value for name, value in row.items() if name not in ("step", "time")}
-        values = {name: float(value) for name, value in values.items() if _is_number(value)}
+        found = {name: float(row[name]) for name in row if name not in ("step", "time") and _is_number(row[name])}
+        values = {name if name.startswith("system/") else f"{prefix}/{name}": found[name] for name in found}
         points += [(name, values[old], int(row["step"]), when) for name, old in _legal_names(values).items()]
     return points
 

@@ -6,13 +6,14 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from data_shards.command import to_dict
+from data_shards.command import from_yaml, to_dict
 from evaluation.score import Score
 from jobs import evaluate, layers, pixels, plan, robustness, separability
 from jobs.experiment import Backbone, Experiment
 from trainer.card import get_card
+from trainer.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from evaluation.panel import Panel
@@ -32,8 +33,9 @@ def embedding_file(experiment_folder: Path, backbone: str) -> Path:
 
 
 def thumbnail_file(experiment_folder: Path) -> Path:
-    """Where small pictures of the samples of the separability sets lie, in the order of the embeddings."""
-    return experiment_folder / "separability" / "thumbnails.npy"
+    """Where small pictures of the samples of the separability sets lie, in the order of the embeddings, and beside them
+    the digests of those sets."""
+    return experiment_folder / "separability" / "thumbnails.npz"
 
 
 def backbone_results(experiment: Experiment) -> list[BackboneResult]:
@@ -134,23 +136,19 @@ def _size(experiment: Experiment, label: str) -> dict[str, int]:
 
 def _run_result(row: plan.Row) -> RunResult:
     from evaluation.results import RunResult
+    from trainer.state import read_metrics
 
     found = evaluate.read(row.run / "evaluation.json")
     return RunResult(
         seed=row.config.seed,
         detection=found.detection,
         gaps=found.gaps,
-        curves=_metrics(row.run),
+        curves=read_metrics(row.run),
         selected_step=json.loads((row.run / "result.json").read_text(encoding="utf-8"))["selected"]["step"],
         directory=str(row.run),
         slices=found.slices,
         reliability=found.reliability,
     )
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    with open(run / "metrics.jsonl", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def _embeddings(experiment: Experiment, backbone: str) -> dict[str, dict[str, Any]]:
@@ -163,7 +161,8 @@ def _embeddings(experiment: Experiment, backbone: str) -> dict[str, dict[str, An
         embedding = dict(arrays)
     faces = thumbnail_file(experiment.folder)
     if experiment.show_faces and faces.is_file():
-        embedding["thumbnail"] = np.load(faces, allow_pickle=False)
+        with np.load(faces, allow_pickle=False) as arrays:
+            embedding["thumbnail"] = arrays["faces"]
     return {" + ".join(experiment.separability_sets): embedding}
 
 
@@ -171,34 +170,80 @@ def log_row(row: plan.Row, tags: dict[str, str] | None = None) -> None:
     """Log a finished row, with the separability of its backbone where that is known, as one MLflow run.
 
     The record is on disk: a tracking server that is away costs a warning, and the next report logs what it missed."""
-    from evaluation.tracking import TrackingError, log_result
+    from evaluation.tracking import TrackingError
 
-    found = evaluate.read(row.run / "evaluation.json")
-    metrics: dict[str, float] = {}
-    for name, scores in found.detection.items():
-        metrics |= _numbers(name, scores)
-    metrics |= _numbers("gap", found.gaps)
-    files = sorted((row.run.parent / "separability").glob(f"{row.backbone}--*.json"))
-    for path in files:
-        panel, _ = separability.read(path)
-        if panel:  # the headline alone: MLflow's table has no room for all, which are in the artifact
-            metrics |= _numbers(f"separability/{path.stem.removeprefix(row.backbone + '--')}", panel.scores[:1])
-    config = to_dict(row.config)
-    card = get_card(row.config.backbone, row.config.cards)
     try:
-        log_result(
-            row.tracking_uri,
-            row.config.experiment,
-            key=row.run.name,
-            params={"label": row.backbone, "pretext_task": card.pretext_task, "family": card.family, **config},
-            metrics=metrics,
-            curves=_metrics(row.run),
-            figures={},
-            artifacts=[*(row.run / name for name in ("config.yaml", "result.json", "evaluation.json")), *files],
-            tags={"directory": str(row.run), **(tags or {})},
-        )
+        log_run(row.run, row.tracking_uri, tags)
     except TrackingError as error:
         log.warning("%s: not logged to MLflow (%s); jobs.report logs it later", row.run.name, error)
+
+
+def log_run(run: Path, tracking_uri: str, tags: dict[str, str] | None = None) -> str:
+    """Log what a run directory holds so far as the one MLflow run of its name, and return that run's id. What is logged
+    already and has not changed is left alone, anything else replaced. Raises TrackingError."""
+    from evaluation.tracking import log_result
+    from trainer.state import read_metrics
+
+    config = from_yaml(FinetuneConfig, run / "config.yaml")
+    card = get_card(config.backbone, config.cards)
+    label = Backbone(config.backbone, config.initialisation).label
+    origin, commit = _origin(run)
+    separabilities = sorted((run.parent / "separability").glob(f"{label}--*.json"))
+    files = [run / name for name in ("config.yaml", "result.json", "evaluation.json")]
+    return log_result(
+        tracking_uri,
+        config.experiment,
+        key=run.name,
+        params={
+            "label": label,
+            "pretext_task": card.pretext_task,
+            "family": card.family,
+            **to_dict(config),
+            **origin,
+        },
+        metrics={**_detection(run), **_separability(label, separabilities)},
+        curves=read_metrics(run),
+        artifacts=[*(file for file in files if file.is_file()), *separabilities],
+        tags={"directory": str(run.resolve()), **commit, **(tags or {})},
+        status=_status(run),
+    )
+
+
+def _status(run: Path) -> Literal["FINISHED", "RUNNING", "KILLED"]:
+    """MLflow's word for where a run stands. A run that was killed cannot say so, and counts as running."""
+    if (run / "result.json").is_file():
+        return "FINISHED"
+    return "KILLED" if (run / "stopped.json").is_file() else "RUNNING"
+
+
+def _origin(run: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """What a finished run was made from: digests as parameters, and the tag by which MLflow knows the code."""
+    file = run / "result.json"
+    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    digests = {f"{name}_digest": digest for name, digest in result.get("data", {}).items()}
+    if "weights" in result:
+        digests["weights_sha256"] = result["weights"]["sha256"]
+    return digests, {"mlflow.source.git.commit": result["commit"]} if result.get("commit") else {}
+
+
+def _detection(run: Path) -> dict[str, float]:
+    if not (run / "evaluation.json").is_file():
+        return {}
+    found = evaluate.read(run / "evaluation.json")
+    metrics = _numbers("gap", found.gaps)
+    for name, scores in found.detection.items():
+        metrics |= _numbers(name, scores)
+    return metrics
+
+
+def _separability(label: str, files: list[Path]) -> dict[str, float]:
+    """The headline alone: MLflow's table has no room for all, which are in the artifacts."""
+    metrics: dict[str, float] = {}
+    for path in files:
+        panel, _ = separability.read(path)
+        if panel:
+            metrics |= _numbers(f"separability/{path.stem.removeprefix(label + '--')}", panel.scores[:1])
+    return metrics
 
 
 def _numbers(prefix: str, scores: list[Score]) -> dict[str, float]:

@@ -7,7 +7,6 @@ happened up to its update, and rows after it can be cut on resumption.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -28,10 +27,12 @@ from trainer.classifier import plain_weights, save_weights
 from trainer.config import FinetuneConfig
 from trainer.distributed import Engine, on_rank_zero
 from trainer.inputs import FeatureInputs, HeadFeatures, Pictures, Rows, complete, shared_head_features
+from trainer.non_finite import NonFiniteLoss, explain
 from trainer.provenance import peak_memory, versions
 from trainer.schedule import Schedule, learning_rate_schedule
 from trainer.startup import Startup
 from trainer.state import Progress, RunDirectory
+from trainer.usage import Usage
 from trainer.validation import check_sets
 
 if TYPE_CHECKING:
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 
 SELECTION = "highest validation AUC; if equal, lowest validation loss; if equal, the earliest"
 Report = Callable[[dict[str, Any]], None]
-
-
-class NonFiniteLoss(RuntimeError):
-    """Loss or gradient is not a finite number; the update was not made."""
 
 
 class Stopped(Exception):
@@ -119,6 +116,7 @@ class _Fit:
         startup.mark("weights")
         self.engine = Engine(accelerator, config, self.beginning.model)
         startup.mark("engine")
+        self.usage = Usage(accelerator.device)
         self.learning_rate = learning_rate_schedule(self.engine.optimizer, config, self.schedule.steps)
         self.facts = {
             "training data": self.train.digest,
@@ -190,7 +188,7 @@ class _Fit:
         votes = torch.stack([losses.mean() / self.world, (~finite).float(), *flags])
         loss, bad, stop, save = self.accelerator.reduce(votes, "sum").tolist()
         if bad:
-            self._explain_non_finite(batch, losses)
+            raise self._non_finite(batch, losses)
         self.norm = float(norm)
         self.progress.step += 1
         self.engine.update(self.progress.step)
@@ -222,18 +220,10 @@ class _Fit:
         real, fake = self.class_weight
         return losses * (real + (fake - real) * labels)
 
-    def _explain_non_finite(self, batch: Rows, losses: torch.Tensor) -> None:
-        """Write what is needed to look into it, and raise. Nothing was updated."""
-        keys = self.train.column("key")[batch.index.numpy()]
-        culprits = [str(key) for key, ok in zip(keys, torch.isfinite(losses).tolist(), strict=True) if not ok]
-        step = self.progress.step + 1
-        report = {"step": step, "rank": self.rank, "keys": [str(key) for key in keys], "losses": losses.tolist()}
-        (self.directory.path / f"non-finite-{self.rank}.json").write_text(json.dumps(report, indent=1))
-        where = f"for samples {', '.join(culprits)}" if culprits else f"in a batch with {', '.join(report['keys'])}"
-        raise NonFiniteLoss(
-            f"{self.directory.path}: loss or gradient is not finite at step {step} {where} (rank {self.rank}); the "
-            "update was not made; lower the learning rate or look at these samples"
-        )
+    def _non_finite(self, batch: Rows, losses: torch.Tensor) -> NonFiniteLoss:
+        keys = [str(key) for key in self.train.column("key")[batch.index.numpy()]]
+        fed = {"inputs": self.inputs.training(batch), "labels": batch.labels, "index": batch.index}
+        return explain(self.directory.path, self.engine, self.progress.step + 1, keys, losses, fed)
 
     def _start_interval(self) -> None:
         self.waited, self.interval, self.interval_step = 0.0, time.perf_counter(), self.progress.step
@@ -254,10 +244,13 @@ class _Fit:
         self._start_interval()
 
     def _log(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Put a row on record, with the time (seconds since 1970) and what the machine does. What is returned, and may
+        be selected, has neither: equal runs select equal rows."""
         row = {"step": self.progress.step, "epoch": self.schedule.epoch(self.progress.step), **row}
         if self.accelerator.is_main_process:
-            self.directory.log(row)
-            self.report(row)
+            logged = {**row, "time": time.time(), **self.usage.row()}
+            self.directory.log(logged)
+            self.report(logged)
         return row
 
     def _evaluate(self) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from data_shards.command import from_yaml, write_yaml
 from data_shards.files import write_json
@@ -98,8 +100,10 @@ def make_up(experiment: Experiment) -> list[plan.Row]:
         gaps = [score("train − validation", 0.1).to_dict()]
         row.run.mkdir(parents=True)
         write_json(row.run / "evaluation.json", {"threshold": 0.0, "detection": detection, "gaps": gaps})
-        write_json(row.run / "result.json", {"selected": {"step": 1}})
-        (row.run / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 0.5}\n')
+        origin = {"data": {"train": "d1", "validation": "d2"}, "weights": {"sha256": "w"}, "commit": "c0ffee"}
+        write_json(row.run / "result.json", {"selected": {"step": 1}, **origin})
+        curve = {"step": 1, "split": "train", "loss": 0.5, "time": 1.7e9, "system/cpu_share": 0.25}
+        (row.run / "metrics.jsonl").write_text(json.dumps(curve) + "\n")
         write_yaml(row.run / "config.yaml", row.finetune)
     return rows
 
@@ -138,3 +142,34 @@ def test_mlflow_gets_the_headline_alone_and_the_scores_as_artifacts(made_up):
     }
     artifacts = {path.name for path in Path(folder.removeprefix("file://")).iterdir()}
     assert {"dinov2_vits14--train.json", "dinov2_vits14--resample.json", "evaluation.json"} <= artifacts
+
+
+def test_mlflow_knows_what_a_run_was_made_from_and_when(made_up):
+    experiment, rows = made_up
+    collect.log_row(rows[0])
+    [run] = runs_of(experiment.tracking, experiment.name)
+    assert (run.data.params["train_digest"], run.data.params["validation_digest"]) == ("d1", "d2")
+    assert run.data.params["weights_sha256"] == "w"
+    assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert run.data.metrics["system/cpu_share"] == 0.25
+    [point] = MlflowClient(tracking_uri=experiment.tracking).get_metric_history(run.info.run_id, "curve/train/loss")
+    assert (point.step, point.timestamp, point.value) == (1, 1_700_000_000_000, 0.5)
+
+
+def test_a_server_that_is_away_costs_a_warning_and_a_later_call_completes_it_without_doubles(made_up, caplog):
+    experiment, rows = made_up
+    for row in rows[:2]:
+        collect.log_row(replace(row, tracking_uri="http://127.0.0.1:9"))
+    assert [record.message.count("jobs.report logs it later") for record in caplog.records] == [1, 1]
+    ids = []
+    for _ in range(2):
+        for row in rows[:2]:
+            collect.log_row(row)
+        ids.append({run.info.run_name: run.info.run_id for run in runs_of(experiment.tracking, experiment.name)})
+    assert ids[0] == ids[1]
+    assert set(ids[0]) == {row.run.name for row in rows[:2]}
+
+
+def runs_of(uri: str, experiment: str) -> list:
+    client = MlflowClient(tracking_uri=uri)
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
