@@ -35,48 +35,79 @@ class Null:
         return dataclasses.asdict(self)
 
 
-def permuted_labels(
-    label: NDArray[np.int64], component: NDArray[np.int64], permutations: int, seed: int
+def exchange_units(
+    label: ArrayLike, group: ArrayLike, method: ArrayLike, video: ArrayLike | None = None
 ) -> NDArray[np.int64]:
-    """``(permutations, n)`` labels under the null that a group's share of fakes and its features are independent.
+    """``(n,)`` ids of what is exchanged as a whole under the null, all arguments ``(n,)``.
 
-    Shares of fakes change places among the groups, and within a group any of its samples may be the fake ones. So
-    where groups are pure, whole groups change their label; where every group pairs a real with its fakes, labels are
-    exchanged within groups only. Where groups differ in size, a share is rounded at random to whole samples, and the
-    number of fakes varies. Samples within a mixed group are taken as exchangeable: with many frames of one video in a
-    mixed group, test one frame (or the mean) per video.
+    The video where it is known: its frames look alike whatever its label, so that they count as one. Without it, all
+    samples of one group, label and method: they *may* be frames of one video, and taking them for several would make p
+    too small.
     """
+    if video is not None:
+        return np.unique(np.asarray(video), return_inverse=True)[1]
+    columns = [np.unique(np.asarray(each), return_inverse=True)[1] for each in (label, group, method)]
+    return np.unique(np.stack(columns), axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def permuted_labels(
+    label: NDArray[np.int64],
+    component: NDArray[np.int64],
+    permutations: int,
+    seed: int,
+    unit: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """``(permutations, n)`` labels under the null that they say nothing of a unit or of its group.
+
+    A unit ``(n,)`` is what :func:`exchange_units` names, by default each sample; it has one label and lies in one
+    group. Two exchanges, of units and never of samples:
+
+    - groups exchange their share of fake units, in units of a group whatever their number of samples;
+    - within a group any of its units may be the fake ones.
+
+    So where groups are pure, whole groups change their label; where every group pairs a real video with its fakes,
+    videos exchange labels within groups only. Taken as exchangeable are hence the groups, and within a group its units,
+    with all that they hold: also their numbers of samples. Where groups differ in size, a share is rounded at random to
+    whole units; there, and where units differ in size, the number of fakes varies.
+    """
+    unit = np.arange(len(label)) if unit is None else unit
+    _, first, of_sample = np.unique(unit, return_index=True, return_inverse=True)
+    fake, owner = label[first], component[first]
+    if (fake[of_sample] != label).any() or (owner[of_sample] != component).any():
+        raise ValueError("a video (or another unit of exchange) must have one label and lie in one group")
     rng = np.random.default_rng(seed)
-    size = np.bincount(component)
-    share = np.bincount(component, label) / size
+    size = np.bincount(owner)  # in units
+    share = np.bincount(owner, fake) / size
     start = np.cumsum(size) - size
-    result = np.empty((permutations, len(label)), np.int64)
+    result = np.empty((permutations, len(fake)), np.int64)
     for row in result:
         wanted = rng.permutation(share) * size
         fakes = np.floor(wanted + rng.random(len(size)) * (1 - 1e-9) + 1e-12).astype(np.int64)
-        order = np.lexsort((rng.random(len(label)), component))  # samples by group, in random order within
-        rank = np.arange(len(label)) - np.repeat(start, size)
+        order = np.lexsort((rng.random(len(fake)), owner))  # units by group, in random order within
+        rank = np.arange(len(fake)) - np.repeat(start, size)
         row[order] = rank < np.repeat(fakes, size)
-    return result
+    return result[:, of_sample]
 
 
 def separability_null(
     features: ArrayLike,
     label: ArrayLike,
     group: ArrayLike,
+    unit: ArrayLike | None = None,
     *,
     seed: int = 0,
     permutations: int = 999,
     compute: Compute = Compute(),  # noqa: B008 - frozen
 ) -> list[Null]:
-    """Permutation null of the label-free scores of :func:`evaluation.separability.separability`, same arguments.
+    """Permutation null of the label-free scores of :func:`evaluation.separability.separability`, same arguments;
+    ``unit`` as in :func:`permuted_labels`.
 
     Returns one :class:`Null` for each of ``knn_auc_kK``, ``silhouette``, ``energy_distance``, ``mmd2``,
     ``kmeans_ami_kK`` and ``kmeans_ari_kK``. Distances, neighbours and clusterings do not depend on the label, so one
     pass serves all permutations. Permutations in which a class is missing or a score is undefined count as at least as
     good, which keeps p valid.
     """
-    return null_of(Prepared.of(features, label, group), seed=seed, permutations=permutations, compute=compute)
+    return null_of(Prepared.of(features, label, group, unit), seed=seed, permutations=permutations, compute=compute)
 
 
 def null_of(
@@ -88,7 +119,8 @@ def null_of(
 ) -> list[Null]:
     """:func:`separability_null` of features that are prepared already."""
     space, label, component = prepared.space, prepared.label, prepared.component
-    labels = np.vstack([label, permuted_labels(label, component, permutations, seed)])  # the first row is the truth
+    permuted = permuted_labels(label, component, permutations, seed, prepared.unit)
+    labels = np.vstack([label, permuted])  # the first row is the truth
 
     neighbours = OtherGroupNeighbours(label, component)
     median = median_distance(space)

@@ -17,7 +17,7 @@ from evaluation.checks import binary_label, components, finite
 from evaluation.confounds import Confound, confounds
 from evaluation.distances import normalised
 from evaluation.neighbours import neighbour_auc
-from evaluation.null import Null, null_of
+from evaluation.null import Null, exchange_units, null_of
 from evaluation.partitions import partitions_of
 from evaluation.prepared import Prepared
 from evaluation.score import Score
@@ -99,6 +99,7 @@ def panel(
     method: ArrayLike,
     nuisances: Mapping[str, ArrayLike] | None = None,
     *,
+    video: ArrayLike | None = None,
     seed: int = 0,
     replicates: int = 1000,
     progress: Progress | None = None,
@@ -107,7 +108,8 @@ def panel(
     """Measure everything on one set of features.
 
     Arguments as in :func:`evaluation.separability.separability`; ``method`` ``(n,)`` names the manipulation of each
-    fake; ``nuisances`` are those of :func:`evaluation.confounds.confounds`, of which what does not vary is left out.
+    fake; ``nuisances`` are those of :func:`evaluation.confounds.confounds`, of which what does not vary is left out;
+    ``video`` ``(n,)``, where it is known, is what the null exchanges (:func:`evaluation.null.exchange_units`).
     ``replicates`` is also the number of permutations. Raises ValueError like ``separability``.
     """
     label = binary_label(label)
@@ -119,7 +121,7 @@ def panel(
         if progress is not None:
             progress(done, total + LATER_STEPS, what)
 
-    prepared = Prepared.of(features, label, group)
+    prepared = Prepared.of(features, label, group, exchange_units(label, group, method, video))
     drawn = draws_of(prepared, seed=seed, replicates=replicates, progress=tell, compute=compute)
     nulls = null_of(prepared, seed=seed, permutations=replicates, compute=compute)
     tell(STEPS + 1, STEPS, "permutation null")

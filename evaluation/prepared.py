@@ -22,18 +22,23 @@ class Prepared:
     """``(n,)`` sorted: real samples first."""
     component: NDArray[np.int64]
     """``(n,)`` independent units."""
+    unit: NDArray[np.int64] | None = None
+    """``(n,)`` what is exchanged as a whole under the null of :mod:`evaluation.null`; None: each sample."""
     _kmeans: dict[tuple[int, int], NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, features: ArrayLike, label: ArrayLike, group: ArrayLike) -> Prepared:
-        """Raises ValueError for what :func:`evaluation.separability.separability` does not take."""
+    def of(cls, features: ArrayLike, label: ArrayLike, group: ArrayLike, unit: ArrayLike | None = None) -> Prepared:
+        """Without ``unit`` ``(n,)``, each sample is one. Raises ValueError for what
+        :func:`evaluation.separability.separability` does not take."""
         label = binary_label(label)
         component = components(group, len(label))
         if component.max() == 0:
             raise ValueError("all samples are tied into one group; at least two independent groups are needed")
         space = normalised(finite("features", features, len(label), ndim=2))
+        if unit is not None and np.shape(unit) != label.shape:
+            raise ValueError(f"unit must have shape {label.shape} like the labels, got {np.shape(unit)}")
         order = np.argsort(label, kind="stable")
-        return cls(space[order], label[order], component[order])
+        return cls(space[order], label[order], component[order], None if unit is None else np.asarray(unit)[order])
 
     def kmeans(self, k: int, seed: int) -> NDArray[np.int64]:
         """Cluster ids of :func:`evaluation.clustering.kmeans_runs`."""

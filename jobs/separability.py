@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from evaluation.panel import Panel
 
-SCHEMA = 4
+SCHEMA = 5
 """Raised when a file holds other scores, or other values of them, than an earlier version wrote."""
 
 
@@ -32,7 +32,8 @@ class Separability:
     replicates: int = 1000
     """Bootstrap replicates behind every interval, and permutations behind every p-value."""
     shards: Path | None = None
-    """Shard set of the features: also asks whether the label separates without brightness, sharpness, compression …"""
+    """Shard set of the features: also asks whether the label separates without brightness, sharpness, compression …;
+    if its face table has a column video, the permutations keep videos whole."""
     nuisances: list[str] = field(default_factory=list)
     """With shards: further columns of its face table that may come along with the label."""
     device: str = "cpu"
@@ -47,14 +48,17 @@ def separability(
     *,
     replicates: int,
     nuisances: Mapping[str, np.ndarray] | None = None,
+    video: np.ndarray | None = None,
     device: str = "cpu",
     chunk: int = 0,
 ) -> Path:
     """Write the scores of ``features`` to ``out``; skipped when they are there already.
 
-    The name of a features file carries the digest of all that determines its values, so it stands for them. ``device``
-    and ``chunk`` change results by rounding only."""
-    inputs = digest([SCHEMA, features.name, replicates, sorted(nuisances or {})])
+    The name of a features file carries the digest of all that determines its values, so it stands for them; not of
+    ``nuisances`` and ``video``, arrays ``(n,)`` in the order of its samples. ``device`` and ``chunk`` change results by
+    rounding only."""
+    columns = {name: values.tolist() for name, values in (nuisances or {}).items()}
+    inputs = digest([SCHEMA, features.name, replicates, columns, None if video is None else video.tolist()])
     if out.is_file() and json.loads(out.read_text(encoding="utf-8"))["inputs"] == inputs:
         return out
     from evaluation.arrays import Compute
@@ -66,7 +70,7 @@ def separability(
         try:
             arrays = (data.features, data.label, data.group, data.method, nuisances)
             compute = Compute(device, chunk)
-            found = panel(*arrays, replicates=replicates, progress=progress, compute=compute)
+            found = panel(*arrays, video=video, replicates=replicates, progress=progress, compute=compute)
         except ValueError as error:
             raise InputError(f"{features}: {error}") from None
     write_json(
@@ -116,14 +120,16 @@ def read(path: Path) -> tuple[Panel | None, bool]:
 
 
 def main(config: Separability) -> None:
-    found = None
+    columns = {}
     if config.shards:
         from data_shards.manifest import ShardSet
         from jobs.nuisances import nuisances
 
-        found = nuisances(ShardSet.open(config.shards), config.features.parent, config.nuisances)
-    options = {"nuisances": found, "device": config.device, "chunk": config.chunk}
-    out = separability(config.features, config.out, replicates=config.replicates, **options)
+        shards = ShardSet.open(config.shards)
+        found = nuisances(shards, config.features.parent, config.nuisances)
+        columns = {"nuisances": found, "video": shards.videos}
+    options = {"replicates": config.replicates, "device": config.device, "chunk": config.chunk}
+    out = separability(config.features, config.out, **columns, **options)
     found, _ = read(out)
     for score in found.scores:
         null = found.null(score.name)
