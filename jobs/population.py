@@ -73,8 +73,7 @@ def trainable(config: dict[str, Any]) -> None:
     """What Ray calls, in a process of the member's own, at its start and after every exchange."""
     from ray import tune
 
-    trial.clear_launch_variables()
-    os.chdir(config["root"])
+    trial.enter(config)
     # The config comes from whoever's state is taken over; the folder is the member's own.
     member = int(Path(tune.get_context().get_trial_dir()).name.removeprefix("member-"))
     sweep = from_dict(Sweep, config["sweep"])
@@ -146,7 +145,7 @@ def tune_population(
     if not todo:
         return
     for member in todo:
-        trial.record_file(now[member].row).unlink(missing_ok=True)
+        trial.begin_anew(now[member].row)
     random.seed(sweep.seed)  # of the scheduler's choices
     np.random.seed(sweep.seed)
     storage = sweep.folder.resolve() / "ray"
@@ -157,6 +156,7 @@ def tune_population(
             "sweep": to_dict(sweep),
             "backbone": backbone,
             "root": str(Path.cwd()),
+            "gpus": resources["gpu"],
             "member": tune.grid_search(todo),
             "values": tune.sample_from(lambda spec: dict(now[spec.config.member].values)),
         },

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,14 @@ def _parse_dimension(key: str, values: Any) -> list[Any] | Range:
     return Range(low, high, log)
 
 
+def within(choices: list[Any] | Range, value: Any) -> bool:
+    """Whether a value is one of the choices, or lies in the range."""
+    if isinstance(choices, list):
+        return value in choices
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and choices.low <= value <= choices.high
+
+
 def grid(space: Space) -> list[Values]:
     """Every combination, in the order of the space; InputError if it has a range."""
     ranges = [key for key, values in space.items() if isinstance(values, Range)]
@@ -107,6 +115,8 @@ def random_draws(space: Space, trials: int, seed: int) -> list[Values]:
 class Listed:
     """Proposals that are known beforehand: (backbone, values) in their order."""
 
+    repeats = 0
+
     def __init__(self, proposals: Sequence[tuple[int, Values]]) -> None:
         self._left = list(proposals)
 
@@ -124,8 +134,10 @@ class Listed:
 class Tpe:
     """Proposals of Optuna's TPE, one study per backbone with its number of ``trials``.
 
-    ``known``: (backbone, values, validation AUC, or None for a failure) of trials that ended before; ``unfinished``:
-    (backbone, values) of trials that had begun, proposed again first.
+    ``known``: (backbone, values, validation AUC, or None for a failure) of proposals whose trials ended before;
+    ``unfinished``: (backbone, values) of others, proposed again first. ``note`` is told every further proposal.
+    ``run_of``: the run that a proposal stands for. TPE may propose one again; the repeat counts as a trial, and takes
+    the result of the first instead of being run.
     """
 
     def __init__(
@@ -135,6 +147,8 @@ class Tpe:
         seed: int,
         known: Sequence[tuple[int, Values, float | None]] = (),
         unfinished: Sequence[tuple[int, Values]] = (),
+        note: Callable[[int, Values], None] = lambda backbone, values: None,
+        run_of: Callable[[int, Values], Hashable] = lambda backbone, values: (backbone, repr(values)),
     ) -> None:
         import optuna
 
@@ -143,36 +157,61 @@ class Tpe:
         self._distributions = {key: self._distribution(values) for key, values in space.items()}
         samplers = [optuna.samplers.TPESampler(seed=seed + len(known), constant_liar=True) for _ in trials]
         self._studies = [optuna.create_study(direction="maximize", sampler=sampler) for sampler in samplers]
+        self._note, self._run_of = note, run_of
+        self.repeats = 0
+        """Proposals of a run that had been proposed before."""
         self._left = list(trials)
-        self._asked: list[tuple[int, Values, Any]] = []
+        self._again = [0] * len(trials)  # proposals to come that were noted before
+        self._results: dict[Hashable, float | None] = {}
+        self._waiting: dict[Hashable, list[Any]] = {}  # run → Optuna's trials that wait for its result
         for backbone, values, auc in known:
             self._left[backbone] -= 1
+            self._results[run_of(backbone, values)] = auc
             self._add(backbone, values, auc)
         for backbone, values in unfinished:
+            self._again[backbone] += 1
             self._studies[backbone].enqueue_trial(self._coded(values))
 
     def next(self, most: int = 1) -> list[tuple[int, Values]]:
         """The next proposals, at most so many and of one backbone; none when every backbone has had its trials.
         Backbones take turns."""
-        backbone = int(np.argmax(self._left))
-        return [self._ask(backbone) for _ in range(min(most, self._left[backbone]))]
+        found: list[tuple[int, Values]] = []
+        while not found and max(self._left) > 0:
+            backbone = int(np.argmax(self._left))
+            while len(found) < most and self._left[backbone] > 0:
+                values = self._ask(backbone)
+                found += [] if values is None else [(backbone, values)]
+        return found
 
-    def _ask(self, backbone: int) -> tuple[int, Values]:
+    def _ask(self, backbone: int) -> Values | None:
+        """The next proposal; None if its run was proposed before."""
         self._left[backbone] -= 1
         asked = self._studies[backbone].ask(self._distributions)
         values = self._decoded(asked.params)
-        self._asked.append((backbone, values, asked))
-        return backbone, values
+        if self._again[backbone]:
+            self._again[backbone] -= 1
+        else:
+            self._note(backbone, values)
+        run = self._run_of(backbone, values)
+        if run in self._results:
+            self._tell(backbone, asked, self._results[run])
+        else:
+            self._waiting.setdefault(run, []).append(asked)
+        if self._waiting.get(run) == [asked]:
+            return values
+        self.repeats += 1
+        return None
 
     def tell(self, backbone: int, values: Values, auc: float | None) -> None:
         """How the trial of a proposal ended: its validation AUC, or None for a failure."""
-        place = next(i for i, asked in enumerate(self._asked) if asked[:2] == (backbone, values))
-        asked = self._asked.pop(place)[2]
-        state = self._optuna.trial.TrialState
-        if auc is None:
-            self._studies[backbone].tell(asked, state=state.FAIL)
-        else:
-            self._studies[backbone].tell(asked, auc)
+        run = self._run_of(backbone, values)
+        self._results[run] = auc
+        for asked in self._waiting.pop(run):
+            self._tell(backbone, asked, auc)
+
+    def _tell(self, backbone: int, asked: Any, auc: float | None) -> None:
+        failed = self._optuna.trial.TrialState.FAIL
+        self._studies[backbone].tell(asked, auc, state=failed if auc is None else None)
 
     def _add(self, backbone: int, values: Values, auc: float | None) -> None:
         state = self._optuna.trial.TrialState

@@ -7,76 +7,114 @@ trial's training has ended. See docs/OVERFITTING.md.
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_shards.command import InputError, run
+from data_shards.command import InputError, run, write_yaml
+from data_shards.files import atomic
 from jobs import population, trial
-from jobs.search import Listed, Space, Tpe, Values
+from jobs.search import Listed, Range, Space, Tpe, Values, parse_space
 from jobs.sweep_plan import (
     Journal,
     Sweep,
     Trial,
+    best_auc,
     check,
+    distinct,
     first_trials,
-    make_trial,
+    listed,
+    maker,
     pack_subsets,
-    planned,
     prepare_features,
 )
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
 
-LOST_PROCESSES = 2
-"""How often a trial whose process was lost is started again before the sweep gives it up."""
 MOST_PER_TASK = 25
 
 
 def sweep(config: Sweep) -> list[Trial]:
     """Run what is missing of the sweep; returns all its trials. A failed trial does not stop the others."""
     space = check(config)
-    pack_subsets(config, space)
-    if config.scheduler == "pbt":
-        return _populations(config, space)
+    with _alone(config):
+        with atomic(config.folder / "sweep.yaml") as temporary:
+            write_yaml(temporary, config)
+        pack_subsets(config, space)
+        if config.scheduler == "pbt":
+            return _populations(config, space)
+        if config.sampler == "tpe":
+            return _sampled(config, space)
+        return _listed(config, space)
+
+
+@contextmanager
+def _alone(config: Sweep) -> Iterator[None]:
+    """Hold the sweep's folder; InputError if another process has it. A lock goes with its process."""
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with open(config.folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process runs the sweep in {config.folder}; wait for it or stop it") from None
+        yield
+
+
+def _listed(config: Sweep, space: Space) -> list[Trial]:
+    """A grid or random draws."""
+    trials = listed(config, space)
+    todo = _in_turn(each for each in trials if not trial.ended(each.row))
+    if todo:
+        _tune(config, Listed([(each.backbone, each.values) for each in todo]), todo, len(trials), len(todo))
+    return trials
+
+
+def _sampled(config: Sweep, space: Space) -> list[Trial]:
+    """What TPE proposes."""
     journal = Journal(config)
-    known = planned(config)
-    if known is None:
-        before = journal.trials()
-        over = [each for each in before if trial.ended(each.row)]
-        todo = [each for each in before if not trial.ended(each.row)]
-        total = sum(config.budgets)
-        source: Listed | Tpe = Tpe(
+    proposed = journal.proposals()
+    todo = _in_turn(each for each in proposed if not trial.ended(each.row))
+    total = sum(config.budgets)
+    left = total - len(proposed) + len(todo)
+    if left > 0:
+        make = maker(config)
+        source = Tpe(
             space,
             config.budgets,
             config.seed,
-            known=[(each.backbone, each.values, journal.auc(each)) for each in over],
+            known=[(each.backbone, each.values, best_auc(each)) for each in proposed if trial.ended(each.row)],
             unfinished=[(each.backbone, each.values) for each in todo],
+            note=journal.note,
+            run_of=lambda *proposal: make(*proposal).row.run,
         )
-    else:
-        over, total = [each for each in known if trial.ended(each.row)], len(known)
-        source = Listed([(each.backbone, each.values) for each in known if not trial.ended(each.row)])
-    if len(over) < total:
-        print(f"{config.name}: {total} trials, {len(over)} of them done before", file=sys.stderr, flush=True)
-        prepare_features(config, first_trials(config, space) if known is None else known)
-        _tune(config, source, journal, known or [], total, len(over))
-    return journal.trials() if known is None else known
+        _tune(config, source, first_trials(config, space), total, left)
+    return distinct(journal.proposals())
 
 
-def _tune(config: Sweep, source: Listed | Tpe, journal: Journal, planned: list[Trial], total: int, done: int) -> None:
-    made = {(each.backbone, repr(each.values)): each for each in planned}
+def _in_turn(todo: Iterable[Trial]) -> list[Trial]:
+    """Trials that were begun before come last: one that takes its process along must not do so first, again and again.
+    (Their first start in this call finds them with a clean slate.)"""
+    return sorted(todo, key=lambda each: trial.starts(each.row) > 0)
+
+
+def _tune(config: Sweep, source: Listed | Tpe, some: list[Trial], total: int, left: int) -> None:
+    """Run the trials of the proposals; ``some`` of them stand for all whose features are needed."""
+    print(f"{config.name}: {total} trials, {total - left} of them done before", file=sys.stderr, flush=True)
+    prepare_features(config, some)
+    make = maker(config)
 
     def begin(backbone: int, values: Values) -> Trial:
-        proposed = made.get((backbone, repr(values))) or make_trial(config, backbone, values)
-        journal.note(proposed)
-        trial.record_file(proposed.row).unlink(missing_ok=True)
+        proposed = make(backbone, values)
+        trial.begin_anew(proposed.row)
         return proposed
 
     with _ray(config) as at_once:
@@ -84,15 +122,15 @@ def _tune(config: Sweep, source: Listed | Tpe, journal: Journal, planned: list[T
 
         from jobs.tune_parts import Books, Proposals, task_rows
 
-        books = Books(total, done, task_rows)
+        books = Books(lambda: total - source.repeats, total - left, task_rows)
         storage = config.folder.resolve() / "ray"
         shutil.rmtree(storage, ignore_errors=True)  # Ray's own notes: the run directories are the record
-        per_task = trials_per_task(config, total - done, at_once)
+        per_task = trials_per_task(config, left, at_once)
         try:
             tuner = tune.Tuner(
                 tune.with_resources(trial.trainable, _resources(config)),
                 tune_config=tune.TuneConfig(
-                    search_alg=Proposals(source, begin, journal.auc, config.place, per_task),
+                    search_alg=Proposals(source, begin, config.place, config.gpus_per_trial, per_task),
                     scheduler=_scheduler(config),
                     num_samples=-1,
                     reuse_actors=True,
@@ -103,7 +141,8 @@ def _tune(config: Sweep, source: Listed | Tpe, journal: Journal, planned: list[T
                     storage_path=str(storage.parent),
                     verbose=0,
                     callbacks=[books],
-                    failure_config=tune.FailureConfig(max_failures=LOST_PROCESSES),
+                    # As often as each trial of a task may be started.
+                    failure_config=tune.FailureConfig(max_failures=(trial.LOST_PROCESSES + 1) * per_task - 1),
                 ),
             )
             with trial.silent():
@@ -125,10 +164,15 @@ def _populations(config: Sweep, space: Space) -> list[Trial]:
             from jobs.tune_parts import Books
 
             for backbone in range(len(config.backbones)):
-                books = Books(len(before), done, lambda task: [_member(config, space, task).row])
+                books = Books(lambda: len(before), done, lambda task: [_member(config, space, task).row])
                 try:
                     population.tune_population(
-                        config, space, backbone, resources=_resources(config), failures=LOST_PROCESSES, books=books
+                        config,
+                        space,
+                        backbone,
+                        resources=_resources(config),
+                        failures=trial.LOST_PROCESSES,
+                        books=books,
                     )
                 finally:
                     books.close()
@@ -158,10 +202,19 @@ def _scheduler(config: Sweep) -> TrialScheduler | None:
         return None
     from ray.tune.schedulers import ASHAScheduler
 
-    epochs = max(make_trial(config, each, {}).row.config.epochs for each in range(len(config.backbones)))
     return ASHAScheduler(
-        time_attr="epoch", metric="auc", mode="max", max_t=max(2, round(epochs)), grace_period=1, reduction_factor=2
+        time_attr="epoch", metric="auc", mode="max", max_t=most_epochs(config), grace_period=1, reduction_factor=2
     )
+
+
+def most_epochs(config: Sweep) -> int:
+    """Of any trial, rounded up: ASHA stops a trial that has so many, which must not happen before its last one."""
+    space = parse_space(config.space)
+    if "epochs" in space:
+        epochs = space["epochs"].high if isinstance(space["epochs"], Range) else max(space["epochs"])
+    else:
+        epochs = max(each.row.config.epochs for each in first_trials(config, space))
+    return max(2, math.ceil(epochs))
 
 
 @contextmanager

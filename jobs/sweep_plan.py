@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from data_shards.command import InputError, nearest
 from data_shards.files import atomic
 from jobs import plan, trial
 from jobs.experiment import Backbone, Data, Experiment
-from jobs.search import Range, Space, Values, grid, parse_space, random_draws
+from jobs.search import Range, Space, Values, grid, parse_space, random_draws, within
 from jobs.subset import KEYS, Subset, take
 
 
@@ -84,8 +85,7 @@ class Trial:
 
 def make_trial(sweep: Sweep, backbone: int, values: Values) -> Trial:
     """The run of one proposal; InputError if it is not a valid fine-tuning config."""
-    finetune = {**sweep.finetune, **values}
-    subset = Subset(**{key: finetune.pop(key) for key in KEYS if key in finetune})
+    finetune = {key: value for key, value in {**sweep.finetune, **values}.items() if key not in KEYS}
     seed = finetune.pop("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise InputError(f"seed={seed!r} must be an integer")
@@ -93,7 +93,7 @@ def make_trial(sweep: Sweep, backbone: int, values: Values) -> Trial:
         name=sweep.name,
         title=sweep.title,
         notice=sweep.notice,
-        data=replace(sweep.data, train=subset.path(sweep.folder / "data", sweep.data.train)),
+        data=replace(sweep.data, train=_training_set(sweep, values)),
         backbones=[sweep.backbones[backbone]],
         finetune=finetune,
         seeds=[seed],
@@ -106,11 +106,36 @@ def make_trial(sweep: Sweep, backbone: int, values: Values) -> Trial:
     return Trial(backbone, values, plan.make(experiment)[0])
 
 
+def maker(sweep: Sweep) -> Callable[[int, Values], Trial]:
+    """``make_trial`` for a sweep that ``check`` has seen: strict parsing takes a hundredth of a second, so it is done
+    once for each backbone."""
+    first: dict[int, Trial] = {}
+
+    def make(backbone: int, values: Values) -> Trial:
+        if backbone not in first:
+            first[backbone] = make_trial(sweep, backbone, values)
+        row = first[backbone].row
+        changed = {key: value for key, value in values.items() if key not in KEYS}
+        finetune = {**row.finetune, **changed, "train": str(_training_set(sweep, values))}
+        return Trial(backbone, values, replace(row, finetune=finetune))
+
+    return make
+
+
+def _training_set(sweep: Sweep, values: Values) -> Path:
+    subset = Subset(**{key: value for key, value in {**sweep.finetune, **values}.items() if key in KEYS})
+    return subset.path(sweep.folder / "data", sweep.data.train)
+
+
 def planned(sweep: Sweep) -> list[Trial] | None:
-    """The trials of a grid or of random draws, each run once; None with TPE, which decides as it goes."""
+    """The trials of a grid or of random draws; None with TPE, which decides as it goes. InputError as of ``check``."""
     space = check(sweep)
-    if sweep.sampler == "tpe":
-        return None
+    return None if sweep.sampler == "tpe" else listed(sweep, space)
+
+
+def listed(sweep: Sweep, space: Space) -> list[Trial]:
+    """The trials of a grid or of random draws, each run once."""
+    make = maker(sweep)
     if sweep.sampler == "grid":
         draws = grid(space)
         budgets = [len(draws)] * len(sweep.backbones)
@@ -118,13 +143,12 @@ def planned(sweep: Sweep) -> list[Trial] | None:
         budgets = sweep.budgets
         draws = random_draws(space, max(budgets), sweep.seed)
     # Backbones take turns, so that an interrupted sweep has something of each.
-    trials = [
-        make_trial(sweep, backbone, values)
+    return distinct(
+        make(backbone, values)
         for place, values in enumerate(draws)
         for backbone, budget in enumerate(budgets)
         if place < budget
-    ]
-    return list({each.row.run: each for each in reversed(trials)}.values())[::-1]
+    )
 
 
 def check(sweep: Sweep) -> Space:
@@ -135,6 +159,10 @@ def check(sweep: Sweep) -> Space:
         raise InputError(f"{both[0]!r} is in both space and finetune; keep one")
     if not sweep.backbones:
         raise InputError("backbones is empty; list at least one")
+    for backbone in sweep.backbones:
+        own = sorted(set(space) & set(backbone.finetune))
+        if own:
+            raise InputError(f"{own[0]!r} is in space and under finetune of backbone {backbone.label}; keep one")
     if sweep.sampler == "grid" and (sweep.trials is not None or sweep.budget):
         raise InputError("trials belongs to sampler=random or tpe; a grid tries every combination: leave it out")
     if any(backbone.seeds is not None for backbone in sweep.backbones):
@@ -153,13 +181,18 @@ def check(sweep: Sweep) -> Space:
 
         population.check(sweep, space)
     for backbone in range(len(sweep.backbones)):
-        for corner in ("low", "high"):
-            ends = {
-                key: getattr(values, corner) if isinstance(values, Range) else values[0 if corner == "low" else -1]
-                for key, values in space.items()
-            }
-            make_trial(sweep, backbone, ends)
+        for values in _every_value(space):
+            make_trial(sweep, backbone, values)
     return space
+
+
+def _every_value(space: Space) -> list[Values]:
+    """As few proposals as hold every choice of the lists and both ends of the ranges."""
+    choices = [[values.low, values.high] if isinstance(values, Range) else values for values in space.values()]
+    return [
+        {key: each[min(place, len(each) - 1)] for key, each in zip(space, choices, strict=True)}
+        for place in range(max(map(len, choices)))
+    ]
 
 
 def first_trials(sweep: Sweep, space: Space) -> list[Trial]:
@@ -206,29 +239,47 @@ class Journal:
                 temporary.write_text("".join(whole), encoding="utf-8")
         self._entries = [json.loads(line) for line in whole]
 
-    def note(self, begun: Trial) -> None:
-        """Add a trial that is about to begin, unless it is in."""
-        entry = {"backbone": self._config.backbones[begun.backbone].label, "values": begun.values}
-        if entry not in self._entries:
-            self._entries.append(entry)
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+    def note(self, backbone: int, values: Values) -> None:
+        """Add a proposal."""
+        entry = {"backbone": self._config.backbones[backbone].label, "values": values}
+        self._entries.append(entry)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
-    def trials(self) -> list[Trial]:
-        """Trials of the backbones and the space that the sweep has now."""
-        labels = [backbone.label for backbone in self._config.backbones]
-        return [
-            make_trial(self._config, labels.index(each["backbone"]), each["values"])
-            for each in self._entries
-            if each["backbone"] in labels and set(each["values"]) == set(self._config.space)
-        ]
+    def proposals(self) -> list[Trial]:
+        """Trials of the backbones and the keys that the sweep has now, one for each proposal: several may be one run.
+        InputError where a value is no longer in the space."""
+        labels, space = [backbone.label for backbone in self._config.backbones], parse_space(self._config.space)
+        found, make = [], maker(self._config)
+        for each in self._entries:
+            if each["backbone"] not in labels or set(each["values"]) != set(space):
+                continue
+            gone = [key for key, value in each["values"].items() if not within(space[key], value)]
+            if gone:
+                raise InputError(
+                    f"a trial of this sweep had {gone[0]}={each['values'][gone[0]]}, which space.{gone[0]} no longer "
+                    f"holds; put it back, or give the changed sweep another name"
+                )
+            found.append(make(labels.index(each["backbone"]), each["values"]))
+        return found
 
-    def auc(self, ended: Trial) -> float | None:
-        """Best validation AUC of a trial; None if it failed."""
-        from trainer.state import read_metrics
 
-        record = trial.read_record(ended.row)
-        run = trial.as_run(ended.row).run
-        rows = [row["validation/auc"] for row in read_metrics(run) if "validation/auc" in row]
-        return max(rows) if rows and record and record["status"] != "failed" else None
+def distinct(trials: Iterable[Trial]) -> list[Trial]:
+    """One for each run, in their order."""
+    found: dict[Path, Trial] = {}
+    for each in trials:
+        found.setdefault(each.row.run, each)
+    return list(found.values())
+
+
+def best_auc(ended: Trial) -> float | None:
+    """Best validation AUC of a trial; None if it failed, or has none. One that its scheduler has just stopped has no
+    record yet."""
+    from trainer.state import read_metrics
+
+    record = trial.read_record(ended.row)
+    if record is not None and record["status"] == "failed":
+        return None
+    rows = read_metrics(trial.as_run(ended.row).run)
+    return max((row["validation/auc"] for row in rows if "validation/auc" in row), default=None)

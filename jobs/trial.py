@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.command import InputError, to_dict
-from data_shards.files import write_json
+from data_shards.files import atomic, write_json
 from jobs import evaluate, overfit, plan, sweep_features
 
 LAUNCH_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "FSDP_", "DEEPSPEED_")
@@ -33,6 +33,8 @@ LAUNCH_VARIABLES = (
 REPORTED = ("auc", "epoch", "train_auc")
 """What Ray is told: validation AUC, time, and training AUC."""
 LOST = "the process of the trial was lost"
+LOST_PROCESSES = 2
+"""How often a trial whose process was lost is started again before the sweep gives it up."""
 SECONDS_TO_WAIT = 60
 
 Report = Callable[[dict[str, float]], None]
@@ -109,19 +111,32 @@ def trainable(config: dict[str, Any]) -> None:
     """What Ray calls, in a process of its own: the trials of a task, one after the other."""
     from ray import tune
 
-    clear_launch_variables()
-    os.chdir(config["root"])
+    enter(config)
     place = Place(**{name: Path(path) for name, path in config["place"].items()})
     run_trials([plan.Row(**row) for row in config["rows"]], tune.report, place)
 
 
+def enter(config: dict[str, Any]) -> None:
+    """Make the process at hand one of a sweep's trials."""
+    clear_launch_variables()
+    if not config["gpus"]:  # Ray leaves all of them visible to a task that asks for none
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.chdir(config["root"])
+
+
 def run_trials(rows: Sequence[plan.Row], report: Report, place: Place) -> None:
     """Run what has not ended of some trials. A single one reports its evaluations as they come; of several, which have
-    no time in common, each reports once, at its end. What went wrong for reasons unknown is raised at last."""
+    no time in common, each reports once, at its end. What went wrong for reasons unknown is raised at last.
+
+    Ray calls it again when it raised, or when its process was lost: what had been begun then comes last, so that it
+    cannot keep the others from their turn, and is given up after a few starts."""
     unknown: Exception | None = None
-    for row in rows:
-        if ended(row):
+    for row in sorted(rows, key=starts):
+        if ended(row) or starts(row) > LOST_PROCESSES:
+            if read_record(row) is None:
+                write_record(row, "failed", f"{LOST} {starts(row)} times", "Lost")
             continue
+        _note_start(row)
         try:
             run_trial(row, report, place, live=len(rows) == 1)
         except Exception as error:
@@ -130,6 +145,24 @@ def run_trials(rows: Sequence[plan.Row], report: Report, place: Place) -> None:
             _keep_what_is_loaded()
     if unknown is not None:
         raise unknown
+
+
+def starts(row: plan.Row) -> int:
+    """How often the trial was started by the last call of the sweep that began it."""
+    file = row.run / "starts"
+    return int(file.read_text()) if file.is_file() else 0
+
+
+def _note_start(row: plan.Row) -> None:
+    row.run.mkdir(parents=True, exist_ok=True)
+    with atomic(row.run / "starts") as temporary:
+        temporary.write_text(f"{starts(row) + 1}")
+
+
+def begin_anew(row: plan.Row) -> None:
+    """Forget how an earlier call of the sweep left the trial; its run directory stays."""
+    record_file(row).unlink(missing_ok=True)
+    (row.run / "starts").unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=1)
@@ -265,10 +298,11 @@ def _wait_until_free(run: Path) -> None:
                 return  # closing it lets go of it
 
 
-def task_config(rows: Sequence[plan.Row], place: Place) -> dict[str, Any]:
+def task_config(rows: Sequence[plan.Row], place: Place, gpus: float) -> dict[str, Any]:
     """Trials as Ray carries them to a process."""
     return {
         "rows": [to_dict(row) for row in rows],
         "place": {"features": str(place.features), "train": str(place.train)},
         "root": str(Path.cwd()),
+        "gpus": gpus,
     }

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from jobs import plan, trial
 from jobs.search import Listed, Tpe, Values
-from jobs.sweep_plan import Trial
+from jobs.sweep_plan import Trial, best_auc
 
 
 class Proposals(Searcher):
@@ -23,12 +23,12 @@ class Proposals(Searcher):
         self,
         source: Listed | Tpe,
         begin: Callable[[int, Values], Trial],
-        auc: Callable[[Trial], float | None],
         place: trial.Place,
+        gpus: float,
         trials_per_task: int,
     ) -> None:
         super().__init__(metric="auc", mode="max")
-        self._source, self._begin, self._auc, self._place, self._most = source, begin, auc, place, trials_per_task
+        self._source, self._begin, self._place, self._gpus, self._most = source, begin, place, gpus, trials_per_task
         self._running: dict[str, list[Trial]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -36,11 +36,13 @@ class Proposals(Searcher):
         if not proposals:
             return Searcher.FINISHED
         self._running[trial_id] = [self._begin(*proposal) for proposal in proposals]
-        return trial.task_config([each.row for each in self._running[trial_id]], self._place)
+        return trial.task_config([each.row for each in self._running[trial_id]], self._place, self._gpus)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Ray calls it before the callbacks: what was lost or stopped has no record yet."""
         for each in self._running.pop(trial_id):
-            self._source.tell(each.backbone, each.values, self._auc(each))
+            lost = error and trial.read_record(each.row) is None
+            self._source.tell(each.backbone, each.values, None if lost else best_auc(each))
 
     def save(self, checkpoint_path: str) -> None:
         """See above."""
@@ -53,11 +55,11 @@ class Books(Callback):
     """Records trials that a scheduler stopped or that were lost, and shows progress: one live line on a terminal; in a
     log file one line for each failure."""
 
-    def __init__(self, total: int, done: int, rows_of: Callable[[Any], list[plan.Row]]) -> None:
+    def __init__(self, total: Callable[[], int], done: int, rows_of: Callable[[Any], list[plan.Row]]) -> None:
         self._failed, self._best = 0, float("-inf")
-        self._rows_of, self._counted = rows_of, set()
+        self._total, self._rows_of, self._counted = total, rows_of, set()
         terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc="trials", unit="trial", disable=not terminal)
+        self._bar = tqdm(total=total(), initial=done, desc="trials", unit="trial", disable=not terminal)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         self._best = max(self._best, result.get("auc", self._best))
@@ -97,6 +99,7 @@ class Books(Callback):
 
     def _show(self, trials: list[Any]) -> None:
         running = sum(each.status == "RUNNING" for each in trials)
+        self._bar.total = self._total()
         best = f"{self._best:.3f}" if self._best > float("-inf") else "–"
         self._bar.set_postfix(running=running, failed=self._failed, best=best)
 

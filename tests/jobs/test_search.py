@@ -106,6 +106,34 @@ def test_tpe_goes_on_with_what_is_known_and_begun():
     source.tell(*other, 0.5)
 
 
+def test_tpe_gives_a_repeat_the_known_result_and_reaches_its_total():
+    # Three combinations stand for two runs, and TPE is to make twelve trials of them.
+    space = parse_space({"mode": ["full", "last_blocks"], "unfrozen_blocks": [1, 2]})
+    noted = []
+
+    def run_of(backbone, values):
+        return (values["mode"], values["unfrozen_blocks"] if values["mode"] == "last_blocks" else None)
+
+    options = {"note": lambda *proposal: noted.append(proposal), "run_of": run_of}
+    source = Tpe(space, trials=[12], seed=0, **options)
+    proposed = []
+    while found := source.next():  # twins under way: nothing is told before all are proposed
+        proposed += found
+    assert len({run_of(*each) for each in proposed}) == len(proposed) == 3
+    assert (source.repeats, len(noted)) == (9, 12)
+    for place, each in enumerate(proposed):
+        source.tell(*each, 0.5 + place / 10)
+    known = {run_of(*each): 0.5 + place / 10 for place, each in enumerate(proposed)}
+    trials = source._studies[0].trials
+    values = [source._decoded(each.params) for each in trials]
+    assert [each.value for each in trials] == [known[run_of(0, each)] for each in values]
+    # The same again from the notes: nothing is left; of two further trials one is a repeat, or both.
+    results = [(*each, known[run_of(*each)]) for each in noted]
+    assert Tpe(space, [12], 0, known=results, **options).next() == []
+    assert Tpe(space, [14], 0, known=results, **options).next() == []
+    assert len(noted) == 14
+
+
 def test_a_list_is_handed_out_once():
     source = Listed([(0, {"a": 1}), (1, {"a": 1})])
     assert [source.next(), source.next(), source.next()] == [[(0, {"a": 1})], [(1, {"a": 1})], []]

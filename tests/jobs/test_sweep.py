@@ -1,6 +1,7 @@
 """Sweeps with a real Ray on two cores: what runs, what survives a kill, and what Ray may know."""
 
 import copy
+import fcntl
 import json
 import os
 import signal
@@ -13,12 +14,15 @@ import pytest
 import torch
 import yaml
 
-from data_shards.command import InputError, from_dict
+from data_shards.command import InputError, from_dict, from_yaml
 from jobs import trial
-from jobs.sweep_plan import Journal, Sweep, planned
+from jobs.search import grid, parse_space
+from jobs.sweep import most_epochs, sweep
+from jobs.sweep_plan import Journal, Sweep, best_auc, check, distinct, make_trial, maker, planned
 from tests.jobs.sweeping import ROOT, command, environment, processes, run_sweep, sweep_values
 
 ABSURD = 1e36
+TINY = {"name": "tiny_resnet", "initialisation": "random"}
 
 
 def three_rates(folder: Path, cards: Path, **changes) -> dict:
@@ -242,7 +246,10 @@ def test_launch_variables_are_forgotten(monkeypatch):
         ({"space": {"learning_rat": [1.0]}}, "did you mean 'learning_rate'"),
         ({"space": {"epochs": [1, 2]}}, "both space and finetune"),
         ({"space": {"warmup": [0.1, 1.5]}}, "warmup=1.5"),
+        ({"space": {"warmup": [0.1, 1.5, 0.2]}}, "warmup=1.5"),  # in the middle of a list, too
+        ({"space": {"mode": ["full", "heda", "head"]}, "finetune": {}, "sampler": "tpe", "trials": 2}, "heda"),
         ({"space": {"seed": [0.5]}}, "seed=0.5 must be an integer"),
+        ({"backbones": [{**TINY, "finetune": {"learning_rate": 1e-4}}]}, "finetune of backbone tiny_resnet-random"),
         ({"trials": 3}, "trials belongs to"),
         ({"sampler": "random"}, "needs trials"),
         ({"backbones": []}, "backbones is empty"),
@@ -273,10 +280,64 @@ def test_every_backbone_has_its_budget(tmp_path, tiny_cards):
     assert [each.backbone for each in trials] == [0, 1, 0, 1, 1]
 
 
-def test_the_journal_keeps_what_was_begun(tmp_path, tiny_cards):
+def test_the_journal_keeps_what_was_proposed(tmp_path, tiny_cards):
     config = from_dict(Sweep, three_rates(tmp_path, tiny_cards))
     journal, trials = Journal(config), planned(config)
-    for each in (trials[1], trials[0], trials[1]):
-        journal.note(each)
-    assert [each.row.run for each in Journal(config).trials()] == [trials[1].row.run, trials[0].row.run]
-    assert journal.auc(trials[0]) is None
+    for place in (1, 0, 1):
+        journal.note(0, trials[place].values)
+    found = Journal(config).proposals()
+    assert [each.row.run for each in found] == [trials[place].row.run for place in (1, 0, 1)]
+    assert [each.row.run for each in distinct(found)] == [trials[1].row.run, trials[0].row.run]
+    assert best_auc(trials[0]) is None
+    edited = from_dict(Sweep, three_rates(tmp_path, tiny_cards, space={"learning_rate": [1e-3, 4e-3]}))
+    with pytest.raises(InputError, match=r"had learning_rate=0\.003, which space\.learning_rate no longer holds"):
+        Journal(edited).proposals()
+    others = from_dict(Sweep, three_rates(tmp_path, tiny_cards, space={"weight_decay": [0.1]}))
+    assert Journal(others).proposals() == []
+
+
+def test_quick_making_gives_what_strict_making_gives(tmp_path, tiny_cards):
+    space = {
+        "learning_rate": [1, 1e-3],
+        "flip": [False, True],
+        "clip": [None, 1],
+        "train_groups": [None, 20],
+        "seed": [0, 3],
+        "precision": ["fp32", "bf16"],
+    }
+    finetune = {"mode": "full", "flipped_labels": 0.2}
+    config = from_dict(Sweep, three_rates(tmp_path, tiny_cards, space=space, finetune=finetune))
+    check(config)
+    make = maker(config)
+    for values in grid(parse_space(space)):
+        quick, strict = make(0, values).row, make_trial(config, 0, values).row
+        assert (quick.config, quick.run) == (strict.config, strict.run)
+
+
+def test_asha_lets_the_longest_trial_end(tmp_path, tiny_cards):
+    """A trial that has ASHA's most epochs is stopped before it is scored."""
+    finetune = {"mode": "full", "batch_size": 16}
+
+    def most(space, **more):
+        values = three_rates(tmp_path, tiny_cards, space=space, finetune={**finetune, **more}, scheduler="asha")
+        return most_epochs(from_dict(Sweep, values))
+
+    assert most({"learning_rate": [1e-3]}, epochs=2.4) == 3
+    assert most({"epochs": [2.5, 30.0, 4.0]}) == 30
+    assert most({"epochs": {"low": 2.0, "high": 12.5}}) == 13
+    assert most({"learning_rate": [1e-3]}) == 10  # the default
+
+
+def test_two_drivers_of_one_sweep_are_one_too_many(tmp_path, tiny_cards):
+    config = from_dict(Sweep, three_rates(tmp_path, tiny_cards))
+    config.folder.mkdir(parents=True)
+    with open(config.folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process runs the sweep in"):
+            sweep(config)
+
+
+def test_the_resolved_sweep_is_written(finished):
+    values, _ = finished
+    config = from_dict(Sweep, copy.deepcopy(values))
+    assert from_yaml(Sweep, config.folder / "sweep.yaml") == config
