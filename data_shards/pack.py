@@ -12,9 +12,10 @@ import multiprocessing
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
+LOG_EVERY = 30.0
+"""Seconds between lines about the progress where there is no terminal."""
 
 
 def pack(
@@ -85,7 +88,9 @@ def pack(
     if strangers:
         raise InputError(f"{Path(out) / strangers[0]} is of another pack, its groups may leak; give another out=")
     for plan in plans:
-        if not done[plan.split]:
+        if done[plan.split]:
+            _remove_partial(plan)
+        else:
             _write_set(plan, decode, workers or cores())
     return {plan.split: plan.target for plan in plans}
 
@@ -177,20 +182,15 @@ def _already_packed(plan: _Plan) -> bool:
 
 def _write_set(plan: _Plan, decode: bool, workers: int) -> None:
     """Write the tars, then index and manifest, in the partial folder; rename the whole."""
-    from tqdm import tqdm
-
     shards = -(-len(plan.table) // plan.shard_size)
-    quiet = not sys.stderr.isatty()
-    if quiet:
-        print(f"packing {len(plan.table)} images into {shards} shards of {plan.target}", file=sys.stderr)
-    with _locked(plan), tqdm(total=len(plan.table), unit="img", desc=plan.split, disable=quiet) as bar:
+    with _locked(plan), _progress(plan, shards) as advance:
         records: list[dict[str, Any]] = [{}] * shards
         folder, flushed = plan.partial / "set", []
         with ThreadPoolExecutor(1, "flush") as disk:  # the processes do not wait for the disk
             for number, record in in_processes(write_shard, plan.shards(decode), min(workers, shards)):
                 records[number] = record
                 flushed.append(disk.submit(flush_to_disk, folder / record["file"]))
-                bar.update(record["samples"])
+                advance(record["samples"])
             _write_index(plan, len(records))
             for file in flushed:
                 file.result()
@@ -198,9 +198,33 @@ def _write_set(plan: _Plan, decode: bool, workers: int) -> None:
         for stray in {file.name for file in folder.iterdir()} - {INDEX, MANIFEST, *(r["file"] for r in records)}:
             (folder / stray).unlink()
         os.rename(folder, plan.target)
-        shutil.rmtree(plan.partial)
-    if quiet:
-        print(f"packed {plan.target}", file=sys.stderr)
+        shutil.rmtree(plan.partial, ignore_errors=True)  # another process may have begun: see _remove_partial
+
+
+@contextmanager
+def _progress(plan: _Plan, shards: int) -> Iterator[Callable[[int], Any]]:
+    """A function that is told how many more images are packed: a bar on a terminal, a line now and then in a log."""
+    from tqdm import tqdm
+
+    total = len(plan.table)
+    if sys.stderr.isatty():
+        with tqdm(total=total, unit="img", desc=plan.split) as bar:
+            yield bar.update
+        return
+    print(f"packing {total} images into {shards} shards of {plan.target}", file=sys.stderr)
+    began = said = time.monotonic()
+    done = 0
+
+    def advance(images: int) -> None:
+        nonlocal said, done
+        done, now = done + images, time.monotonic()
+        if now - said >= LOG_EVERY:
+            said, rate = now, done / (now - began)
+            left = tqdm.format_interval((total - done) / rate)
+            print(f"{plan.target}: {done} of {total} images, {rate:.0f} a second, {left} left", file=sys.stderr)
+
+    yield advance
+    print(f"packed {plan.target}", file=sys.stderr)
 
 
 @contextmanager
@@ -221,6 +245,13 @@ def _locked(plan: _Plan) -> Iterator[None]:
             if not any((plan.partial / "parts").glob("*.parquet")):
                 shutil.rmtree(plan.partial)
             raise
+
+
+def _remove_partial(plan: _Plan) -> None:
+    """Of a set that is finished: what a kill after the last rename left. Not if a process still works there."""
+    with suppress(FileNotFoundError, BlockingIOError), open(plan.partial / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(plan.partial, ignore_errors=True)
 
 
 def in_processes(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[Any]:

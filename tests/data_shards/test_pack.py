@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -142,6 +143,9 @@ def test_given_splits_and_carried_columns(faces_csv, tmp_path):
     faces["split"] = np.where(faces["group"] < "g0005", "train", "test")
     faces["quality"] = np.arange(len(faces)) / 2
     faces["frame"] = np.arange(len(faces))
+    faces["video"] = [f"{row:03d}" for row in range(len(faces))]
+    faces.to_csv(faces_csv, index=False)
+    faces = read_faces(faces_csv)  # 007 is a name, not a number
     sets = pack(faces, faces_csv.parent, tmp_path / "out", workers=1)
     assert list(sets) == ["train", "test"]
     found = ShardSet.open(sets["test"])
@@ -149,7 +153,9 @@ def test_given_splits_and_carried_columns(faces_csv, tmp_path):
     wanted = faces.set_index(faces["path"].map(lambda p: os.path.relpath(p, faces_csv.parent)))
     assert found.column("frame").tolist() == wanted.loc[found.column("path"), "frame"].tolist()
     assert found.column("quality").dtype == np.float64
-    assert found.column_names[-2:] == ("quality", "frame")
+    assert found.videos.tolist() == wanted.loc[found.column("path"), "video"].tolist()
+    assert "017" in found.videos
+    assert found.column_names[-3:] == ("quality", "frame", "video")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -167,8 +173,13 @@ def test_continues_after_a_kill(make_faces, tmp_path):
     table = make_faces(400, size=64)
     faces = read_faces(table)
     pack(faces, table.parent, tmp_path / "whole", fractions={"test": 1}, shard_size=30, workers=1)
-    command = [sys.executable, "-m", "data_shards.pack", f"faces={table}", f"out={tmp_path / 'out'}", "shard_size=30"]
-    process = subprocess.Popen([*command, "workers=1", "train=0", "validation=0", "test=1"], stderr=subprocess.DEVNULL)
+    slow = (  # so that it is killed in the middle, however busy the machine is
+        "import time; from data_shards import pack; write = pack.write_shard\n"
+        "pack.write_shard = lambda shard: (time.sleep(0.2 if shard.number > 3 else 0), write(shard))[1]\n"
+        "pack.run(pack.PackConfig, pack.pack_command)"
+    )
+    command = [sys.executable, "-c", slow, f"faces={table}", f"out={tmp_path / 'out'}", "shard_size=30", "workers=1"]
+    process = subprocess.Popen([*command, "train=0", "validation=0", "test=1"], stderr=subprocess.DEVNULL)
     parts = tmp_path / "out" / ".test.partial" / "parts"
     while not parts.is_dir() or len(list(parts.glob("*.parquet"))) < 4:
         assert process.poll() is None, "packed before it could be killed: give it more images"
@@ -187,6 +198,35 @@ def test_continues_after_a_kill(make_faces, tmp_path):
     after = [(result["test"] / tar.name).stat().st_ino for tar in tars]
     assert after[:-1] == before[:-1]
     assert after[-1] != before[-1]
+
+
+def test_killed_after_the_last_rename(faces_csv, tmp_path, monkeypatch):
+    """The set is whole; the next run removes what lies beside it, unless a process still works there."""
+    faces, options = read_faces(faces_csv), {"fractions": {"test": 1}, "workers": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        pack(faces, faces_csv.parent, tmp_path / "out", **options)
+    before, partial = contents(tmp_path / "out" / "test"), tmp_path / "out" / ".test.partial"
+    with open(partial / "lock") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        pack(faces, faces_csv.parent, tmp_path / "out", **options)
+    assert (partial / "lock").exists()
+    pack(faces, faces_csv.parent, tmp_path / "out", **options)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["test"]
+    assert contents(tmp_path / "out" / "test") == before
+
+
+@pytest.mark.parametrize("every", [0.0, 30.0])
+def test_a_log_file_gets_a_line_now_and_then(faces_csv, tmp_path, monkeypatch, capsys, every):
+    monkeypatch.setattr("data_shards.pack.LOG_EVERY", every)
+    pack(read_faces(faces_csv), faces_csv.parent, tmp_path, fractions={"test": 1}, shard_size=10, workers=1)
+    first, *lines, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == (f"packing 30 images into 3 shards of {tmp_path / 'test'}", f"packed {tmp_path / 'test'}")
+    if every:
+        assert not lines
+    else:
+        assert [line.split(": ")[1].split(",")[0] for line in lines] == [f"{n} of 30 images" for n in (10, 20, 30)]
+        assert re.search(r", \d+ a second, 00:\d\d left$", lines[0])
 
 
 def test_image_changed_after_a_kill_is_packed_anew(faces_csv, tmp_path, monkeypatch):
