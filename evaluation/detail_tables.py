@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from evaluation.claims import Claim, Conclusion
 from evaluation.comparison import Difference, compared
-from evaluation.prediction import Claim, Predictor
-from evaluation.relation import backbones_needed
+from evaluation.prediction import Predictor
+from evaluation.relation import Relation, backbones_needed
 from evaluation.results import BackboneResult, Report, by_headline, pretty
 from evaluation.score import Score
 from evaluation.tables import NO_RESULT, Cell, Table, name_cell, p_text, score_cell
@@ -104,10 +105,18 @@ def _one(score: Score | None) -> list[Score]:
 
 
 def claim_table(report: Report) -> Table:
-    """The verdicts; ``needed`` says how many backbones on each side would decide."""
-    claims = report.prediction.claims if report.prediction else []
+    """The verdicts: of each claim over all its measures, then measure by measure; what would decide is last."""
     columns = [("Claim", ""), ("Measured by", ""), ("Verdict", ""), ("Difference of means", ""), ("Would decide", "")]
-    return Table("", columns, [_claim_row(each) for each in claims], [False] * len(claims), numeric_from=3)
+    rows = []
+    for conclusion in report.prediction.conclusions if report.prediction else []:
+        claims = [each for each in report.prediction.claims if each.text == conclusion.text]
+        rows += [_conclusion_row(conclusion), *map(_claim_row, claims)]
+    return Table("", columns, rows, [False] * len(rows), numeric_from=3)
+
+
+def _conclusion_row(each: Conclusion) -> list[Cell]:
+    texts = (each.text, "all measures together", each.verdict)
+    return [*(Cell(text, text) for text in texts), Cell(NO_RESULT, ""), Cell(each.words, "")]
 
 
 def _claim_row(each: Claim) -> list[Cell]:
@@ -117,9 +126,10 @@ def _claim_row(each: Claim) -> list[Cell]:
         difference = Cell(f"{score.value:+.3f}", score.value, ends, "", f"{score.name}; {score.how}")
     else:
         difference = Cell(NO_RESULT, "", score.how)
-    needed = Cell(f"{each.needed} per side" if each.needed else NO_RESULT, each.needed or "")
+    hint = "backbones: to show the observed difference (power 80 %); samples: to know one backbone that closely"
+    remedy = Cell(each.remedy or NO_RESULT, each.needed or "", hint=hint if each.needed else "")
     measured = f"{each.measure}: {score.name}"
-    return [Cell(each.text, each.text), Cell(measured, measured), Cell(each.verdict, each.verdict), difference, needed]
+    return [Cell(each.text, each.text), Cell(measured, measured), Cell(each.verdict, each.verdict), difference, remedy]
 
 
 def family_table(report: Report) -> Table:
@@ -159,23 +169,34 @@ def relation_outcomes(report: Report) -> list[str]:
 
 
 def relation_note(report: Report, outcome: str) -> str:
-    """What chance alone reaches, and what the noise of seeds allows."""
-    taus = [p.relations[0] for p in _predictors(report) if p.outcome == outcome]
-    most = max((tau.score.n for tau in taus), default=0)
-    highs = sorted(tau.null_high for tau in taus if tau.score.n == most and math.isfinite(tau.null_high))
-    parts = []
+    """How the scores were tested, what chance alone reaches, what the noise of seeds allows, which baselines lack."""
+    rows = [each for each in _predictors(report) if each.outcome == outcome]
+    if not rows:
+        return ""
+    others = sum(bool(each.data) and not each.is_declared for each in rows)
+    parts = [
+        f"{pretty(each.name)} on {each.data} was declared before looking and is tested by itself; the {others} other "
+        "scores are corrected for each other (Holm)."
+        for each in rows
+        if each.is_declared
+    ]
+    most = max(each.relations[0].score.n for each in rows)
+    highs = [each.relations[0].null_high for each in rows if each.relations[0].score.n == most]
+    highs = sorted(filter(math.isfinite, highs))
     if highs:
         parts.append(
             f"With {most} backbones, chance alone reaches a weighted tau of {highs[len(highs) // 2]:.2f} once in "
             f"twenty; a true correlation of 0.5 would need {backbones_needed(0.5)} backbones to show."
         )
-    rho = next((p.relations[1].score.value for p in _predictors(report) if p.outcome == outcome), math.nan)
+    rho = next((each.relations[1].score.value for each in rows if each.is_declared), math.nan)
     if 0 < abs(rho) < 1:
         needed = backbones_needed(rho)
         parts.append(f"The headline's own rank correlation of {rho:.2f} would need {needed:,} (power 80 %).")
-    if report.prediction and outcome in report.prediction.ceilings:
+    if outcome in report.prediction.ceilings:
         ceiling = report.prediction.ceilings[outcome]
         parts.append(f"The noise of seeds allows a perfect predictor a weighted tau of {ceiling:.2f}.")
+    if missing := report.prediction.missing_baselines[outcome]:
+        parts.append(f"Baselines that are missing: {', '.join(missing)}.")
     return " ".join(parts)
 
 
@@ -184,18 +205,24 @@ def _predictors(report: Report) -> Sequence[Predictor]:
 
 
 def _relation_row(each: Predictor) -> list[Cell]:
-    tau, rho, r = each.relations
+    tau = each.relations[0]
     return [
         Cell(pretty(each.name), each.name),
         Cell(each.data or "baseline", each.data),
-        score_cell([tau.score]),
+        _coefficient_cell(tau),
         _p_cell(tau.p),
-        _p_cell(each.p_holm),
-        score_cell([rho.score]),
-        score_cell([r.score]),
+        Cell("declared", "", hint="declared before looking: not corrected")
+        if each.is_declared
+        else _p_cell(each.p_holm),
+        *map(_coefficient_cell, each.relations[1:]),
         Cell(each.verdict, each.verdict),
         Cell(str(tau.score.n), tau.score.n),
     ]
+
+
+def _coefficient_cell(each: Relation) -> Cell:
+    cell = score_cell([each.score])
+    return replace(cell, seeds=f"over seeds [{each.seeds[0]:.2f}, {each.seeds[1]:.2f}]") if each.seeds else cell
 
 
 def _p_cell(p: float) -> Cell:

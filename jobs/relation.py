@@ -44,11 +44,17 @@ def main(experiment: Experiment) -> None:
         print(
             f"{each.name:24} {each.data or '(no data)':16} against AUC on {each.outcome:12} tau {score.value:6.3f}  "
             f"[{score.low:.3f}, {score.high:.3f}]  p={each.relations[0].p:.3g}  {each.verdict}"
+            + (" (declared before looking)" if each.is_declared else "")
         )
+    for outcome, baselines in prediction.missing_baselines.items():
+        for baseline in baselines:
+            print(f"No baseline against AUC on {outcome}: {baseline}")
     for claim in prediction.claims:
         interval = f" [{claim.score.low:.3f}, {claim.score.high:.3f}]" if math.isfinite(claim.score.low) else ""
         value = f"{claim.score.value:+.3f}{interval}" if math.isfinite(claim.score.value) else claim.score.how
         print(f"{claim.text} ({claim.measure}): {claim.verdict}; {claim.score.name} {value}")
+    for each in prediction.conclusions:
+        print(f"{each.text}: {each.verdict}; {each.words}")
     print(path)
 
 
