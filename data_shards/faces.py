@@ -1,7 +1,7 @@
 """The face table: which images there are, what they show, and what must never straddle a split.
 
-One row per image, columns ``path, label, method, group, dataset`` and, where splits are given, ``split``; other
-columns are carried along. See docs/DESIGN.md for their meaning.
+One row per image, columns ``path, label, method, group, dataset`` and, where they are known, ``split`` and ``video``;
+other columns are carried along. See docs/DESIGN.md for their meaning.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 LABELS = ("real", "fake")  # position = the number of the class
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("path", "label", "method", "group", "dataset")
+TEXT = (*COLUMNS, "split", "video")  # "NA" and "007" stay what they are
 PRISTINE = "pristine"  # the method of every real image
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 MAX_PIXELS = 2**26  # a face is far smaller; a larger picture is a decompression bomb or a mistake
@@ -71,8 +72,9 @@ def read_faces(
 def check_faces(faces: pd.DataFrame, root: str | Path = ".") -> None:
     """Raise InputError, naming row and value, on whatever must not go into a shard set.
 
-    Checks columns, values, files (present, not empty, a known kind, listed once) and given splits (complete, both
-    classes in each, no group in two). Pictures are decoded when they are packed: see ``check_image``.
+    Checks columns, values, files (present, not empty, a known kind, listed once), given videos (complete, each of one
+    label, method, dataset and group) and given splits (complete, both classes in each, no group in two). Pictures are
+    decoded when they are packed: see ``check_image``.
     """
     missing = [name for name in COLUMNS if name not in faces.columns]
     if missing:
@@ -80,6 +82,8 @@ def check_faces(faces: pd.DataFrame, root: str | Path = ".") -> None:
     if not len(faces):
         raise InputError("the face table has no rows")
     _check_values(faces)
+    if "video" in faces.columns:
+        _check_videos(faces)
     if "split" in faces.columns:
         check_splits(faces)
     _check_files(faces, os.path.abspath(root))
@@ -191,15 +195,15 @@ def _read_table(source: Path) -> pd.DataFrame:
         if source.suffix.lower() in (".parquet", ".pq"):
             faces = pd.read_parquet(source)
         elif source.suffix.lower() == ".csv":
-            # Text stays text ("NA", "007"); only carried columns may turn into numbers.
-            faces = pd.read_csv(source, dtype=dict.fromkeys((*COLUMNS, "split"), str), keep_default_na=False)
+            # Other carried columns may turn into numbers.
+            faces = pd.read_csv(source, dtype=dict.fromkeys(TEXT, str), keep_default_na=False)
         else:
             raise InputError(f"{source}: a face table is .csv or .parquet")
     except (OSError, ValueError) as error:  # ParserError, ArrowInvalid, UnicodeDecodeError
         if isinstance(error, InputError):
             raise
         raise InputError(f"{source} cannot be read: {error}") from None
-    for name in (*COLUMNS, "split"):
+    for name in TEXT:
         if name in faces.columns:
             faces[name] = ["" if pd.isna(value) else str(value) for value in faces[name]]
     return faces
@@ -255,6 +259,21 @@ def _check_values(faces: pd.DataFrame) -> None:
     if twice.any():
         row = _first(twice)
         raise InputError(f"row {row + 1} lists {faces['path'].iloc[row]} a second time; remove one of the rows")
+
+
+def _check_videos(faces: pd.DataFrame) -> None:
+    from data_shards.splits import components
+
+    empty = faces["video"].isna() | (faces["video"] == "")
+    if empty.any():
+        raise InputError(f"row {_first(empty) + 1} has no video while others have; give all or none")
+    kinds = faces[["label", "method", "dataset"]].assign(group=components(faces["group"]))
+    for name, several in (kinds.groupby(faces["video"]).nunique() > 1).items():
+        if several.any():
+            raise InputError(
+                f"video {several.index[several][0]!r} has more than one {name}; give each manipulated version of a "
+                "video a name of its own"
+            )
 
 
 def _check_files(faces: pd.DataFrame, root: str) -> None:

@@ -67,8 +67,9 @@ def forge_faces(config: ForgeConfig) -> Path:
     """Write the forgeries of ``config.faces``; returns the path of the new face table.
 
     Its columns: those of the input, ``severity`` (0 for originals), ``source`` and ``donor`` (paths of the input, the
-    latter empty without a donor). ``group`` of a swap is ``group of the face|group of the donor``. Donors come from
-    a pairing of groups within dataset and split: free choice would tie all faces into one group that cannot be split.
+    latter empty without a donor). ``group`` of a swap is ``group of the face|group of the donor``; a ``video``, where
+    the input names it, is ``video/method/severity``. Donors come from a pairing of groups within dataset and split:
+    free choice would tie all faces into one group that cannot be split.
     """
     _check_config(config)
     faces, base = _real_faces(config)
@@ -181,6 +182,11 @@ def _table(faces: pd.DataFrame, jobs: Sequence[Job], config: ForgeConfig) -> pd.
     table["group"] = [
         groups[job.row] if job.donor is None else f"{groups[job.row]}|{groups[job.donor]}" for job in jobs
     ]
+    if "video" in table.columns:  # a forged version is another video
+        table["video"] = [
+            f"{video}/{job.method}/{job.severity}" if job.severity else video
+            for video, job in zip(table["video"], jobs, strict=True)
+        ]
     table["severity"] = [job.severity for job in jobs]
     return table
 

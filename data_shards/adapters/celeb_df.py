@@ -41,6 +41,7 @@ def read(root: Path) -> pd.DataFrame:
                 "group": f"celeb-df:{target_video(video)}",
                 "dataset": "celeb-df-v2",
                 "split": "test",
+                "video": f"celeb-df:{folder}/{video}",
             }
             rows += [{"path": image, **row} for image in found[video]]
     return table(rows)

@@ -77,13 +77,15 @@ def _rows(file: Path, keys: tuple[str, ...], frames: list[str]) -> Iterator[dict
     for frame in frames:
         path = frame.replace("\\", "/")
         # The folder of the frame, not the last key, names the video: in DFDC's "val" the key is missing.
+        folder = Path(path).parent
         yield {
             "path": path,
             "label": "real" if real else "fake",
             "method": PRISTINE if real else METHODS.get(label, label),
-            "group": _group(dataset, label, Path(path).parent.name),
+            "group": _group(dataset, label, folder.name),
             "dataset": f"ff++-{compression}" if label.startswith("FF-") and compression else dataset,
             "split": _split(file, keys),
+            "video": str(folder),  # names method and compression, too
         }
 
 

@@ -38,7 +38,7 @@ def read(root: Path) -> pd.DataFrame:
                 raise InputError(f"{part} does not say whether {video}.mp4 is REAL or FAKE")
             fake = entry["label"] == "FAKE"
             source = (entry.get("original") or f"{video}.mp4") if fake else f"{video}.mp4"
-            rows += _rows(images, fake, source.removesuffix(".mp4"))
+            rows += _rows(images, video, fake, source.removesuffix(".mp4"))
     return table(rows)
 
 
@@ -53,15 +53,16 @@ def read_test(root: Path) -> pd.DataFrame:
     for video, images in videos(root, "frames"):
         if labels.get(video) not in ("0", "1"):
             raise InputError(f"{file} does not say whether {video}.mp4 is 0 (real) or 1 (fake)")
-        rows += [{**row, "split": "test"} for row in _rows(images, labels[video] == "1", video)]
+        rows += [{**row, "split": "test"} for row in _rows(images, video, labels[video] == "1", video)]
     return table(rows)
 
 
-def _rows(images: list[str], fake: bool, source: str) -> list[dict[str, Any]]:
+def _rows(images: list[str], video: str, fake: bool, source: str) -> list[dict[str, Any]]:
     row = {
         "label": "fake" if fake else "real",
         "method": METHOD if fake else PRISTINE,
         "group": f"dfdc:{source}",
         "dataset": "dfdc",
+        "video": f"dfdc:{video}",
     }
     return [{"path": image, **row} for image in images]

@@ -51,6 +51,7 @@ def read(root: Path) -> pd.DataFrame:
                     "group": "|".join(f"ff++:{sequence}" for sequence in ids),
                     "dataset": f"ff++-{compression}",
                     "split": split_of[ids[0]],
+                    "video": f"ff++-{compression}:{method}/{video}",
                 }
                 rows += [{"path": image, **row} for image in images]
     if not rows:

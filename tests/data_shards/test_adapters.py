@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -27,6 +28,12 @@ def rows(faces, *columns):
     return list(dict.fromkeys(faces[list(columns)].itertuples(index=False, name=None)))
 
 
+def check_videos(faces):
+    """Each folder of frames is one video, and each video is one folder: also of each compression and manipulation."""
+    folders = faces["path"].map(os.path.dirname)
+    assert len(set(zip(folders, faces["video"], strict=True))) == folders.nunique() == faces["video"].nunique()
+
+
 @pytest.fixture
 def faceforensics(tmp_path):
     """Train (954, 100), validation (200, 201), test (078, 955) and (300, 301); 954 and 955 are of one YouTube video."""
@@ -48,6 +55,7 @@ def faceforensics(tmp_path):
 def test_faceforensics_official(faceforensics):
     faces = read_faces(faceforensics, layout="faceforensics")
     check_faces(faces)
+    check_videos(faces)
     # c23: 8 reals, 4 + 4 fakes, c40: 8 reals, 4 fakes; 2 images each
     assert faces["dataset"].value_counts().to_dict() == {"ff++-c23": 32, "ff++-c40": 24}
     assert rows(faces[faces["split"] == "validation"], "label", "method", "group", "dataset") == [
@@ -101,6 +109,7 @@ def test_faceforensics_packs_one_compression(faceforensics, tmp_path):
     found = ShardSet.open(tmp_path / "out" / "test")
     assert found.manifest["datasets"] == {"ff++-c40": 12}  # 4 reals and 2 fakes, 2 images each
     assert "original_sequences/youtube/c40/frames/078/000.jpg" in found.column("path")
+    assert "ff++-c40:Deepfakes/078_955" in found.videos
 
 
 def test_faceforensics_mistakes(faceforensics, tmp_path):
@@ -119,6 +128,7 @@ def test_celeb_df(tmp_path):
     (tmp_path / "List_of_testing_videos.txt").write_text("\n".join(lines))
     faces = read_faces(tmp_path, layout="celeb-df")
     check_faces(faces)
+    check_videos(faces)
     assert rows(faces, "label", "method", "group", "dataset", "split") == [
         ("real", "pristine", "celeb-df:id0_0000", "celeb-df-v2", "test"),
         ("real", "pristine", "celeb-df:00170", "celeb-df-v2", "test"),
@@ -148,10 +158,10 @@ def test_dfdc(tmp_path):
     faces = read_faces(tmp_path, layout="dfdc")
     check_faces(faces)
     assert "split" not in faces.columns
-    assert rows(faces, "label", "method", "group", "dataset") == [
-        ("fake", "dfdc", "dfdc:bb", "dfdc"),
-        ("real", "pristine", "dfdc:bb", "dfdc"),
-        ("fake", "dfdc", "dfdc:cc", "dfdc"),
+    assert rows(faces, "label", "method", "group", "dataset", "video") == [
+        ("fake", "dfdc", "dfdc:bb", "dfdc", "dfdc:aa"),
+        ("real", "pristine", "dfdc:bb", "dfdc", "dfdc:bb"),
+        ("fake", "dfdc", "dfdc:cc", "dfdc", "dfdc:cc"),
     ]
     images(tmp_path / "train" / "dfdc_train_part_1", "frames/zz")
     with pytest.raises(InputError, match=r"does not say whether zz\.mp4"):
@@ -163,6 +173,7 @@ def test_dfdc_test(tmp_path):
     (tmp_path / "labels.csv").write_text("filename,label\naa.mp4,1\nbb.mp4,0\n")
     faces = read_faces(tmp_path, layout="dfdc-test")
     check_faces(faces)
+    check_videos(faces)
     assert rows(faces, "label", "group", "split") == [("fake", "dfdc:aa", "test"), ("real", "dfdc:bb", "test")]
 
 
@@ -182,6 +193,7 @@ def test_deepfakebench_faceforensics(tmp_path):
     (tmp_path / "FaceForensics++.json").write_text(json.dumps({"FaceForensics++": content}))
     faces = read_faces(tmp_path / "FaceForensics++.json", layout="deepfakebench", root=tmp_path / "rgb")
     check_faces(faces)
+    check_videos(faces)
     assert rows(faces[faces["split"] == "validation"], "label", "method", "group", "dataset") == [
         ("real", "pristine", "ff++:002", "ff++-c23"),
         ("real", "pristine", "ff++:003", "ff++-c23"),
@@ -209,6 +221,7 @@ def test_deepfakebench_keeps_a_video_in_one_split(tmp_path):
         ("fake", "CelebDFv2_fake", "celeb-df:id0_0000", "test"),
         ("real", "pristine", "celeb-df:00001", "train"),
     ]
+    check_videos(faces)
     tested_only = read_faces(tmp_path / "Celeb-DF-v2.json", layout="deepfakebench-test")
     check_faces(tested_only)
     assert rows(tested_only, "label", "split") == [("real", "test"), ("fake", "test")]
@@ -223,6 +236,7 @@ def test_deepfakebench_video_without_a_key(tmp_path):
     (tmp_path / "DFDC.json").write_text(json.dumps({"DFDC": content}))
     faces = read_faces(tmp_path / "DFDC.json", layout="deepfakebench")
     assert rows(faces, "label", "group", "split") == [("fake", "dfdc:bb", "test"), ("real", "dfdc:aa", "validation")]
+    check_videos(faces)
 
 
 def test_unfit_sources(tmp_path):

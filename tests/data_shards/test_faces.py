@@ -137,6 +137,10 @@ def replaced(column, row, value):
             "group 'g0001' is in the splits train and test",
         ),
         (lambda f: f[f["label"] == "fake"].assign(split="test"), "split 'test' has no real image"),
+        (lambda f: f.assign(video=["v"] + [""] * 29), "row 2 has no video while others have"),
+        (lambda f: f.assign(video=f["group"]), "video 'g0000' has more than one label"),
+        (lambda f: f.assign(video=f["group"] + f["label"]), "video 'g0000fake' has more than one method"),
+        (lambda f: f.assign(video=f["method"]), "video 'blend' has more than one group"),
     ],
 )
 def test_mistakes_name_the_row(faces_csv, change, message):

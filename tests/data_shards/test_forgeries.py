@@ -155,16 +155,16 @@ def test_wrong_arguments_are_named(method: str, image: np.ndarray, severity: flo
 
 @pytest.fixture
 def real_faces(tmp_path: Path) -> Path:
-    """Five JPEG and one PNG portraits of five groups (g0 twice), one fake row, and a column that is carried along."""
+    """Five JPEG and one PNG portraits of five groups (g0 twice), one fake row, videos, and a carried column."""
     rows = []
     for i, group in enumerate(["g0", "g0", "g1", "g2", "g3", "g4"]):
         name = f"in/{i}.png" if i == 5 else f"in/{i}.jpg"
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.fromarray(portrait(i, 96)).save(tmp_path / name, **({} if i == 5 else {"quality": 85}))
-        rows.append(f"{name},real,pristine,{group},d,cam{i}")
+        rows.append(f"{name},real,pristine,{group},d,cam{i},{group}")
     Image.fromarray(portrait(9, 96)).save(tmp_path / "in/9.jpg")
-    rows.append("in/9.jpg,fake,other,g9,d,cam9")
-    (tmp_path / "faces.csv").write_text("path,label,method,group,dataset,camera\n" + "\n".join(rows) + "\n")
+    rows.append("in/9.jpg,fake,other,g9,d,cam9,g9")
+    (tmp_path / "faces.csv").write_text("path,label,method,group,dataset,camera,video\n" + "\n".join(rows) + "\n")
     return tmp_path / "faces.csv"
 
 
@@ -183,6 +183,10 @@ def test_command_passes_originals_through_and_ties_groups(real_faces: Path, tmp_
     assert set(table["camera"]) == {f"cam{i}" for i in range(6)}
     for row in table[table["severity"] == 0].itertuples():
         assert Path(row.path).read_bytes() == (tmp_path / row.source).read_bytes()
+    assert set(table.loc[table["label"] == "real", "video"]) == {f"g{i}" for i in range(5)}
+    assert set(table.loc[table["method"] == "swap", "video"]) == {
+        f"g{i}/swap/{s}" for i in range(5) for s in (0.5, 1.0)
+    }
     groups = {f"in/{i}.jpg": group for i, group in enumerate(["g0", "g0", "g1", "g2", "g3"])} | {"in/5.png": "g4"}
     for row in table[table["method"] == "swap"].itertuples():
         assert row.group == f"{groups[row.source]}|{groups[row.donor]}"

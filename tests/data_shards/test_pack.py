@@ -143,9 +143,6 @@ def test_given_splits_and_carried_columns(faces_csv, tmp_path):
     faces["split"] = np.where(faces["group"] < "g0005", "train", "test")
     faces["quality"] = np.arange(len(faces)) / 2
     faces["frame"] = np.arange(len(faces))
-    faces["video"] = [f"{row:03d}" for row in range(len(faces))]
-    faces.to_csv(faces_csv, index=False)
-    faces = read_faces(faces_csv)  # 007 is a name, not a number
     sets = pack(faces, faces_csv.parent, tmp_path / "out", workers=1)
     assert list(sets) == ["train", "test"]
     found = ShardSet.open(sets["test"])
@@ -153,9 +150,7 @@ def test_given_splits_and_carried_columns(faces_csv, tmp_path):
     wanted = faces.set_index(faces["path"].map(lambda p: os.path.relpath(p, faces_csv.parent)))
     assert found.column("frame").tolist() == wanted.loc[found.column("path"), "frame"].tolist()
     assert found.column("quality").dtype == np.float64
-    assert found.videos.tolist() == wanted.loc[found.column("path"), "video"].tolist()
-    assert "017" in found.videos
-    assert found.column_names[-3:] == ("quality", "frame", "video")
+    assert found.column_names[-2:] == ("quality", "frame")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
