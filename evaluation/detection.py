@@ -104,24 +104,28 @@ def reliability(label: ArrayLike, logit: ArrayLike) -> list[tuple[float, float, 
 
 
 def per_video(
-    label: ArrayLike, logit: ArrayLike, group: ArrayLike, method: ArrayLike
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray]:
-    """Video-level ``(label, logit, group)``: mean logit of the samples that share group, label and method.
+    label: ArrayLike, logit: ArrayLike, group: ArrayLike, video: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+    """Video-level ``(label, logit, component)``, each ``(videos,)``: the mean logit of the frames of each video.
 
-    A group may hold a real video and its fakes; each of them is one video. Sorted, so that the order in which samples
-    were scored, by how many processes, does not matter.
+    ``video`` ``(n,)`` integers or strings; a manipulated version is a video of its own. Sorted by it, so that the order
+    in which samples were scored, by how many processes, does not matter. Raises ValueError where a video has two labels
+    or lies in groups that are not tied.
     """
     label = binary_label(label)
     logit = finite("logit", logit, len(label))
-    group, method = np.asarray(group), np.asarray(method)
-    if group.shape != label.shape or method.shape != label.shape:
-        raise ValueError(f"group and method must have shape {label.shape}, got {group.shape} and {method.shape}")
-    groups, of_group = np.unique(group, return_inverse=True)
-    methods, of_method = np.unique(method, return_inverse=True)
-    key = (of_group * len(methods) + of_method) * 2 + label
-    order = np.lexsort((logit, key))  # a fixed order of addition
-    videos, start, count = np.unique(key[order], return_index=True, return_counts=True)
-    return videos % 2, np.add.reduceat(logit[order], start) / count, groups[videos // (2 * len(methods))]
+    component, video = components(group, len(label)), np.asarray(video)
+    if video.shape != label.shape:
+        raise ValueError(f"video must have shape {label.shape} like the labels, got {video.shape}")
+    names, first, of_sample = np.unique(video, return_index=True, return_inverse=True)
+    for what, values in (("label", label), ("group", component)):
+        torn = values != values[first][of_sample]
+        if torn.any():
+            raise ValueError(f"video {names[of_sample[torn][0]]} has more than one {what}")
+    order = np.lexsort((logit, of_sample))  # a fixed order of addition
+    count = np.bincount(of_sample)
+    mean = np.add.reduceat(logit[order], np.cumsum(count) - count) / count
+    return label[first], mean, component[first]
 
 
 def weighted_auc(label: NDArray, logit: NDArray, weights: NDArray) -> NDArray[np.float64]:

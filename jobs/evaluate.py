@@ -15,7 +15,7 @@ from data_shards.command import InputError, run
 from data_shards.files import digest, sha256_file, write_json
 from evaluation.score import Score
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised when the file holds other numbers than an earlier version wrote."""
 IN_DOMAIN = ("train", "validation", "test")
 
@@ -28,8 +28,8 @@ class Evaluation:
     detection: dict[str, list[Score]]
     gaps: list[Score]
     slices: dict[str, dict[str, Score]]
-    """Test and unseen data name → ``per video`` (where a video has several samples) and each method (all real samples
-    against its fakes, where there are several methods) → AUC."""
+    """Test and unseen data name → ``per video`` (where the scores have a column ``video``, with several samples of
+    one) and each method (all real samples against its fakes, where there are several methods) → AUC."""
     reliability: dict[str, list[tuple[float, float, int]]]
     """Data name → reliability curve, see :func:`evaluation.detection.reliability`."""
 
@@ -119,12 +119,13 @@ def _slices(path: Path, replicates: int) -> dict[str, Any]:
 
     from evaluation.detection import detection, per_video
 
-    table = parquet.read_table(path, columns=["label", "logit", "group", "method"])
+    table = parquet.read_table(path)
     label, logit, group, method = (table[name].to_numpy() for name in ("label", "logit", "group", "method"))
     parts = {}
-    videos = per_video(label, logit, group, method)
-    if len(videos[0]) < len(label):
-        parts["per video"] = videos
+    if "video" in table.column_names:
+        videos = per_video(label, logit, group, table["video"].to_numpy())
+        if len(videos[0]) < len(label):
+            parts["per video"] = videos
     methods = np.unique(method[label == 1])
     for name in methods if len(methods) > 1 else []:
         kept = (label == 0) | (method == name)

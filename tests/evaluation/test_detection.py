@@ -167,15 +167,24 @@ def test_a_threshold_that_is_no_number_is_an_error():
 
 
 def test_videos_are_means_of_their_frames_whatever_the_order():
-    # Group a holds a real video (logits 0, 2) and fakes of two methods (4, 6 and 9); group b a real video (1).
+    # Group a holds a real video (logits 0, 2) and two fake ones of one method (4, 6 and 9); group b a real video (1).
     label, logit = np.array([0, 0, 1, 1, 1, 0]), np.array([0.0, 2, 4, 6, 9, 1])
-    group, method = np.array(list("aaaaab")), np.array(["pristine", "pristine", "swap", "swap", "blend", "pristine"])
+    group, video = np.array(list("aaaaab")), np.array(["r", "r", "f1", "f1", "f2", "s"])
     for order in (np.arange(6), np.array([5, 3, 1, 4, 0, 2])):
-        found = per_video(label[order], logit[order], group[order], method[order])
+        found = per_video(label[order], logit[order], group[order], video[order])
         videos = sorted(zip(*(column.tolist() for column in found), strict=True))
-        assert videos == [(0, 1.0, "a"), (0, 1.0, "b"), (1, 5.0, "a"), (1, 9.0, "a")]
+        assert videos == [(0, 1.0, 0), (0, 1.0, 1), (1, 5.0, 0), (1, 9.0, 0)]
     with pytest.raises(ValueError, match="must have shape"):
-        per_video(label, logit, group, method[:3])
+        per_video(label, logit, group, video[:3])
+    with pytest.raises(ValueError, match="video a has more than one label"):
+        per_video(label, logit, group, group)
+    with pytest.raises(ValueError, match="video r has more than one group"):
+        per_video(label, logit, list("bcaaaa"), video)
+
+
+def test_a_video_of_tied_groups_is_one():
+    found = per_video([0, 0, 1], [0.0, 2, 5], ["a", "a|b", "b"], ["r", "r", "f"])
+    assert [column.tolist() for column in found] == [[1, 0], [5.0, 1.0], [0, 0]]
 
 
 @settings(max_examples=30, deadline=None)
@@ -183,8 +192,9 @@ def test_videos_are_means_of_their_frames_whatever_the_order():
 def test_video_level_metrics_do_not_depend_on_the_order(order):
     label, logit, group = sample(n=40, decimals=12)
     label[:2] = 0, 1
-    first = per_video(label, logit, group, label)
-    again = per_video(*(column[list(order)] for column in (label, logit, group, label)))
+    columns = (label, logit, group, 2 * group + label)  # in a group, the real samples are a video and so are the fakes
+    first = per_video(*columns)
+    again = per_video(*(column[list(order)] for column in columns))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
