@@ -7,8 +7,9 @@ Learning Requires Rethinking Generalization, ICLR 2017). Both depend on the pack
 
 from __future__ import annotations
 
+import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 
 from data_shards.command import InputError
 from data_shards.faces import LABELS, PRISTINE
-from data_shards.manifest import ShardSet
+from data_shards.files import write_json
+from data_shards.manifest import MANIFEST, ShardSet
 
 KEYS = ("train_groups", "flipped_labels")
 """Keys of a sweep that choose the training set; all others are keys of trainer.config.FinetuneConfig."""
@@ -61,6 +63,9 @@ def take(subset: Subset, train: Path, folder: Path) -> Path:
     if subset.whole:
         return out
     shards = ShardSet.open(train)
+    source, note = {"train": shards.digest, **asdict(subset)}, out.parent / "source.json"
+    if (out / MANIFEST).is_file() and note.is_file() and json.loads(note.read_text(encoding="utf-8")) == source:
+        return out
     if shards.split != "train":
         raise InputError(f"{train} is a {shards.split} set; train_groups and flipped_labels want a training set")
     rows = kept(shards, subset.train_groups)
@@ -68,6 +73,7 @@ def take(subset: Subset, train: Path, folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as root:
         _extract(shards, rows, faces["path"].tolist(), Path(root))
         pack(faces, root, out.parent, workers=1, decode=False)
+    write_json(note, source)
     return out
 
 

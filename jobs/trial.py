@@ -3,8 +3,8 @@
 Ray gets validation results and nothing else. The test and the unseen sets are scored after training has ended, into
 the run directory. ``RUN/trial.json`` says how the trial ended; without it the trial is to be run, or to go on.
 
-A trial that runs out of memory goes on once as a run of its own with half the micro batch and twice the accumulation;
-``RUN/out_of_memory.json`` says so.
+A trial that runs out of memory in training goes on once as a run of its own with half the micro batch and twice the
+accumulation; ``RUN/out_of_memory.json`` says so. In scoring the batches are halved, which changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ LOST = "the process of the trial was lost"
 LOST_PROCESSES = 2
 """How often a trial whose process was lost is started again before the sweep gives it up."""
 SECONDS_TO_WAIT = 60
+SCORED_AT_ONCE = 64
 
 Report = Callable[[dict[str, float]], None]
 Pause = Callable[[Path, dict[str, float]], None]
@@ -215,10 +216,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _halve(row: plan.Row, error: Exception) -> bool:
-    """Plan the row with half the micro batch; False where that was done before, or cannot be."""
+    """Plan the row with half the micro batch; False where that was done before, cannot be, or would not help since
+    training is over."""
     config = row.config
     accumulation = 2 * config.accumulation
-    if as_run(row) is not row or config.batch_size % accumulation:
+    trained = (row.run / "result.json").is_file()
+    if as_run(row) is not row or trained or config.batch_size % accumulation:
         return False
     reason = (
         f"out of memory with a micro batch of {config.batch_size // config.accumulation} ({str(error)[:200]}); goes on "
@@ -272,10 +275,23 @@ def _score(row: plan.Row, frozen: sweep_features.Frozen | None) -> None:
 
     sets = {name: Path(path) for name, path in row.score.items()}
     features = frozen and (lambda path: frozen.of(path).features)
-    predict.score(row.run, sets, features=features)
+    for checkpoint in ("best", "last"):
+        _in_batches_that_fit(partial(predict.score, row.run, sets, checkpoint, features=features))
     evaluate.evaluate(row.run, replicates=row.replicates)
-    predict.score(row.run, sets, "last", features=features)
     overfit.measure(row.run, row.config.train, replicates=row.replicates)
+
+
+def _in_batches_that_fit(score: Callable[..., Any]) -> None:
+    """Score, in smaller batches where memory runs out; sets that were done are left alone."""
+    batch_size = SCORED_AT_ONCE
+    while True:
+        try:
+            score(batch_size=batch_size)
+            return
+        except Exception as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+        batch_size //= 2  # out here: the error held on to the memory of the attempt
 
 
 def _reported(metrics: dict[str, Any]) -> dict[str, float]:

@@ -58,9 +58,10 @@ def score(
 ) -> dict[str, Path]:
     """Write what is missing of the scores; returns the file of each set.
 
-    Each sample is scored exactly once, without augmentation, in float32 on the first GPU or the CPU. ``features``: the
-    run's frozen backbone on a shard set, float32 (n, d), if that is at hand; then the head alone is computed.
-    InputError if the run is not finished or a set is none.
+    Each sample is scored exactly once, without augmentation, in float32 on the first GPU or the CPU; where the last
+    checkpoint is the selected one, scores of the one are copied for the other. ``features``: the run's frozen backbone
+    on a shard set, float32 (n, d), if that is at hand; then the head alone is computed. InputError if the run is not
+    finished or a set is none.
     """
     from data_shards.manifest import ShardSet
 
@@ -69,14 +70,18 @@ def score(
     for name in shards:
         if not name or Path(name).name != name:
             raise InputError(f"shards: {name!r} must be a plain file name")
-    suffix = "" if checkpoint == "best" else "-last"
-    files = {name: run / "scores" / f"{name}{suffix}.parquet" for name in shards}
+    other: Checkpoint = "last" if checkpoint == "best" else "best"
+    files, twins = ({name: _scores_file(run, name, each) for name in shards} for each in (checkpoint, other))
     weights_sha256 = sha256_file(weights)
     missing: dict[str, tuple[ShardSet, dict[str, Any]]] = {}
     for name, path in shards.items():
         opened = ShardSet.open(path)
         provenance = {"checkpoint": checkpoint, "checkpoint_sha256": weights_sha256, "data": opened.digest}
-        if read_provenance(files[name]) != provenance:
+        if read_provenance(files[name]) == provenance:
+            continue
+        if read_provenance(twins[name]) == {**provenance, "checkpoint": other}:
+            _copy(twins[name], files[name], provenance)
+        else:
             missing[name] = opened, provenance
     if missing and features is None:
         model, card, device = load_run(run, checkpoint)
@@ -87,6 +92,10 @@ def score(
             logits = _head_logits(weights, features(shards[name]))
         _write(files[name], opened, logits, provenance)
     return files
+
+
+def _scores_file(run: Path, name: str, checkpoint: Checkpoint) -> Path:
+    return run / "scores" / f"{name}{'' if checkpoint == 'best' else '-last'}.parquet"
 
 
 def check_finished(run: Path, checkpoint: Checkpoint) -> Path:
@@ -188,6 +197,14 @@ def _write(file: Path, shards: ShardSet, logits: torch.Tensor, provenance: dict[
     table = pa.table({**columns, "logit": logits.numpy()})
     with atomic(file) as temporary:
         pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), temporary)
+
+
+def _copy(scores: Path, file: Path, provenance: dict[str, Any]) -> None:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(scores).replace_schema_metadata({"provenance": json.dumps(provenance)})
+    with atomic(file) as temporary:
+        pq.write_table(table, temporary)
 
 
 def predict(config: PredictConfig) -> None:

@@ -26,7 +26,7 @@ def test_smaller_subsets_lie_in_larger_ones_and_groups_stay_whole():
         kept(shards, 10_000)
 
 
-def test_the_packed_subset_has_the_images_and_the_wrong_labels(tmp_path):
+def test_the_packed_subset_has_the_images_and_the_wrong_labels(tmp_path, monkeypatch):
     shards, subset = ShardSet.open(TRAIN), Subset(train_groups=12, flipped_labels=0.25)
     path = take(subset, TRAIN, tmp_path)
     assert path == subset.path(tmp_path, TRAIN)
@@ -42,8 +42,12 @@ def test_the_packed_subset_has_the_images_and_the_wrong_labels(tmp_path):
     assert (shards.column("group")[source] == packed.column("group")).all()
     assert SampleReader(packed, image_size=8).read(0) == SampleReader(shards, image_size=8).read(int(source[0]))
     before = (path / "manifest.json").stat().st_mtime_ns
+    monkeypatch.setattr("jobs.subset._extract", None)  # no image is touched again
     assert take(subset, TRAIN, tmp_path) == path
     assert (path / "manifest.json").stat().st_mtime_ns == before
+    (path.parent / "source.json").unlink()  # of an earlier version, or of another training set
+    with pytest.raises(TypeError):
+        take(subset, TRAIN, tmp_path)
 
 
 def test_the_whole_set_is_itself(tmp_path):

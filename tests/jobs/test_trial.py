@@ -102,3 +102,32 @@ def test_the_search_is_told_the_validation_auc_of_a_stopped_trial(tmp_path, tiny
         proposals.on_trial_complete(name, {"auc": aucs[-1]}, error=lost)  # its record comes after this
     told = source._studies[0].trials
     assert [(each.state.name, each.value) for each in told] == [("COMPLETE", 0.8), ("FAIL", None)]
+
+
+def test_out_of_memory_in_scoring_halves_its_batches_and_trains_nothing_again(rows, monkeypatch):
+    row, sizes = rows[0], []
+
+    def fit(row, *_):
+        row.run.mkdir(parents=True)
+        (row.run / "result.json").write_text("{}")
+        return {"selected": {"validation/auc": 0.5, "train/auc": 0.5}, "epoch": 1}
+
+    def score(run, sets, checkpoint, *, batch_size, features):
+        sizes.append((checkpoint, batch_size))
+        if batch_size > most:
+            raise MemoryError
+
+    monkeypatch.setattr(trial, "_fit", fit)
+    monkeypatch.setattr("trainer.predict.score", score)
+    monkeypatch.setattr(trial.evaluate, "evaluate", lambda *_, **__: None)
+    monkeypatch.setattr(trial.overfit, "measure", lambda *_, **__: None)
+    most = 16
+    trial.run_trial(row, lambda told: None)
+    assert sizes == [(each, size) for each in ("best", "last") for size in (64, 32, 16)]
+    assert trial.read_record(row)["status"] == "finished"
+    assert trial.as_run(row) is row
+    most = 0  # not even one at a time
+    monkeypatch.setattr(trial, "_fit", lambda *_: {"selected": {}, "epoch": 1})
+    trial.run_trial(row, lambda told: None)
+    assert trial.read_record(row)["error"] == "OutOfMemoryError"
+    assert trial.as_run(row) is row

@@ -1,5 +1,7 @@
 """Scores of a finished run: complete, in order, of the checkpoint asked for, and made once."""
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -7,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from data_shards.command import InputError
 from data_shards.manifest import ShardSet
+from trainer import predict
 from trainer.predict import read_provenance, score
 
 
@@ -54,6 +57,20 @@ def test_scores_are_made_once_per_checkpoint_and_data(finished, toy_sets):
     last = score(run, sets, "last")["test"]
     assert last.name == "test-last.parquet"
     assert read_provenance(last)["checkpoint"] == "last"
+
+
+def test_where_the_last_checkpoint_is_the_selected_one_its_scores_are_copied(finished, toy_sets, monkeypatch):
+    run, _ = finished
+    shutil.copyfile(run / "best.safetensors", run / "last.safetensors")
+    sets = {"test": toy_sets["test"]}
+    selected = pq.read_table(score(run, sets)["test"])
+    monkeypatch.setattr(predict, "load_run", None)  # no model is needed
+    last = score(run, sets, "last")["test"]
+    assert pq.read_table(last).equals(selected)
+    assert read_provenance(last)["checkpoint"] == "last"
+    assert score(run, sets, "last")["test"].stat().st_mtime_ns == last.stat().st_mtime_ns
+    with pytest.raises(TypeError):  # other data: scored, not copied
+        score(run, {"test": toy_sets["validation"]}, "last")
 
 
 def test_an_unfinished_run_and_a_bad_name_are_the_users_mistake(finished, toy_sets):
