@@ -68,7 +68,7 @@ def draw(index: np.ndarray, epoch: np.ndarray, *, seed: int, flip: bool, strengt
     up to 2 s pixels), down-scaling and back (s / 4, to no less than 1 - 0.75 s of the side), Gaussian noise (s / 4, up
     to 12 s levels), JPEG (s / 2, quality 95 - 60 s to 95).
     """
-    u = _uniform(index, epoch, seed, 15)
+    u = uniform(index, epoch, seed, 15)
     brightness, contrast = 1 + TONE * strength * (2 * u[:, 1:3].T - 1)
     cast = 1 + CAST * strength * (2 * u[:, 3:6] - 1)
 
@@ -174,13 +174,13 @@ def _like(planes: Tensor, values: np.ndarray) -> Tensor:
 def _noise_table(device: torch.device, size: int) -> Tensor:
     """Normal numbers, float32 (TABLE + size,). A window of a fixed table for each image costs a copy; numbers of its
     own cost as much as decoding it."""
-    u = _uniform(np.arange((TABLE + size + 1) // 2), np.zeros(1, np.int64), 0, 2)
+    u = uniform(np.arange((TABLE + size + 1) // 2), np.zeros(1, np.int64), 0, 2)
     radius, angle = np.sqrt(-2 * np.log1p(-u[:, 0])), 2 * np.pi * u[:, 1]  # Box and Muller
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
     return torch.from_numpy(normal[: TABLE + size].astype(np.float32)).to(device)
 
 
-def _uniform(index: np.ndarray, epoch: np.ndarray, seed: int, count: int) -> np.ndarray:
+def uniform(index: np.ndarray, epoch: np.ndarray, seed: int, count: int) -> np.ndarray:
     """``count`` numbers in [0, 1) for each sample, float64 (n, count): the SplitMix64 sequence that (seed, epoch,
     index) begins. NumPy's generators cost more than the whole of ``draw``, one per sample."""
     key = splitmix64(np.uint64(seed % 2**64))

@@ -63,7 +63,7 @@ class FinetuneConfig:
     """With mode=lora: an update is multiplied by lora_alpha / lora_rank."""
     features: Path | None = None
     """With mode=head: folder of cached features. The backbone sees each picture once, and the head trains on what it
-    gave, in seconds; needs flip=false and augmentation=0. null: the backbone sees each picture in every epoch."""
+    gave, in seconds; needs flip=false, augmentation=0, mixup=0. null: the backbone sees each picture in every epoch."""
     epochs: float = 10.0
     """Training length: samples seen divided by training samples."""
     batch_size: int = 32
@@ -96,6 +96,8 @@ class FinetuneConfig:
     augmentation: float = 0.0
     """Strength, 0 to 1, of random brightness, contrast, colour cast, blur, down-scaling, noise and JPEG compression of
     training images."""
+    mixup: float = 0.0
+    """Train on blends of two pictures and their targets, with shares from Beta(mixup, mixup); 0: none. Usual: 0.2."""
     class_balance: bool = True
     """Weight the loss so that real and fake count equally."""
     label_smoothing: float = 0.0
@@ -146,7 +148,7 @@ class FinetuneConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name}={value}: must be above 0")
-        for name in ("weight_decay", "seed", "checkpoint_minutes"):
+        for name in ("weight_decay", "mixup", "seed", "checkpoint_minutes"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name}={getattr(self, name)}: must be 0 or more")
         if not 0 < self.layer_decay <= 1:
@@ -174,7 +176,7 @@ class FinetuneConfig:
         """Features that are computed once must be the same in every epoch."""
         if self.features is None:
             return
-        needed = {"mode": "head", "flip": False, "augmentation": 0.0, "deepspeed_stage": 0}
+        needed = {"mode": "head", "flip": False, "augmentation": 0.0, "mixup": 0.0, "deepspeed_stage": 0}
         needed |= dict.fromkeys(("gradient_checkpointing", "channels_last", "compile"), False)
         for name, value in needed.items():
             if getattr(self, name) != value:
@@ -192,6 +194,11 @@ class FinetuneConfig:
             raise InputError(
                 f"batch_size={self.batch_size} is no multiple of {processes} processes x accumulation="
                 f"{self.accumulation}; choose one that is"
+            )
+        if self.mixup and self.batch_size // (processes * self.accumulation) % 2:
+            raise InputError(
+                f"mixup={self.mixup} blends pairs: batch_size={self.batch_size} must be a multiple of 2 x {processes} "
+                f"processes x accumulation={self.accumulation}"
             )
         return self.batch_size // processes
 

@@ -7,9 +7,7 @@ happened up to its update, and rows after it can be cut on resumption.
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from data_shards.files import sha256_file
 from data_shards.manifest import ShardSet
+from trainer import mixup
 from trainer.begin import begin, begin_on_features
 from trainer.card import get_card
 from trainer.classifier import plain_weights, save_weights
@@ -32,6 +31,7 @@ from trainer.provenance import peak_memory, versions
 from trainer.schedule import Schedule, learning_rate_schedule
 from trainer.startup import Startup
 from trainer.state import Progress, RunDirectory
+from trainer.stop_signals import stop_signals
 from trainer.usage import Usage
 from trainer.validation import check_sets
 
@@ -134,7 +134,7 @@ class _Fit:
             self.inputs = FeatureInputs(self.config, self.features, self.train, self.accelerator)
         position = self.progress.step * self.config.batch_size
         batches = self.inputs.batches(position)
-        with batches as self.batches, _stop_signals() as self.stop_signals, self._bar() as self.bar:
+        with batches as self.batches, stop_signals() as self.stop_signals, self._bar() as self.bar:
             self._train()
         return self._finish()
 
@@ -201,16 +201,32 @@ class _Fit:
 
     def _gradients(self, batch: Rows) -> torch.Tensor:
         """Accumulate the gradients of this process's part of the batch; returns its weighted losses (b,)."""
-        losses, inputs = [], self.inputs.training(batch)
-        parts = list(zip(inputs.split(self.pass_size), batch.labels.split(self.pass_size), strict=True))
-        for number, (part, labels) in enumerate(parts, 1):
-            last = number == len(parts)
+        losses, inputs, shares = [], self.inputs.training(batch), self._shares(len(batch.labels))
+        parts = zip(*(values.split(self.pass_size) for values in (inputs, batch.labels, shares)), strict=True)
+        for number, (part, labels, share) in enumerate(parts, 1):
+            last = number == self.config.accumulation
             with self.engine.accumulating(last=last):
-                logits = self.engine.forward(self.inputs.prepared(part, self.engine))
-                loss = self._losses(logits, labels, smoothing=self.config.label_smoothing)
+                loss = self._training_losses(self.inputs.prepared(part, self.engine), labels, share)
                 self.engine.backward(loss.mean(), last=last)
             losses.append(loss.detach())
         return torch.cat(losses)
+
+    def _shares(self, count: int) -> torch.Tensor:
+        """What each sample of this process's part of the next update keeps of itself."""
+        if not self.config.mixup:
+            return torch.ones(count)
+        position = self.progress.step * self.config.batch_size + self.rank * count
+        return mixup.shares(position, count, alpha=self.config.mixup, seed=self.config.seed)
+
+    def _training_losses(self, inputs: torch.Tensor, labels: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Weighted losses (b,), with smoothed targets; of blended inputs those with either label, in their shares."""
+        smoothing = self.config.label_smoothing
+        if not self.config.mixup:
+            return self._losses(self.engine.forward(inputs), labels, smoothing)
+        logits = self.engine.forward(mixup.blend(inputs, share))
+        own, other = (self._losses(logits, each, smoothing) for each in (labels, mixup.partners(labels)))
+        share = share.to(own)
+        return share * own + (1 - share) * other
 
     def _losses(self, logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         """Weighted losses (b,) of logits (b,); ``smoothing`` is for training alone."""
@@ -223,6 +239,8 @@ class _Fit:
     def _non_finite(self, batch: Rows, losses: torch.Tensor) -> NonFiniteLoss:
         keys = [str(key) for key in self.train.column("key")[batch.index.numpy()]]
         fed = {"inputs": self.inputs.training(batch), "labels": batch.labels, "index": batch.index}
+        if self.config.mixup:
+            fed["share"] = self._shares(len(keys))
         return explain(self.directory.path, self.engine, self.progress.step + 1, keys, losses, fed)
 
     def _start_interval(self) -> None:
@@ -374,19 +392,3 @@ def class_weights(labels: np.ndarray, *, balance: bool) -> tuple[float, float]:
     ``labels`` (n,), 0 or 1, both present."""
     real, fake = len(labels) / (2 * np.bincount(labels, minlength=2)) if balance else (1.0, 1.0)
     return float(real), float(fake)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """The stop signals that have arrived, in a list that fills. SIGTERM and SIGUSR1 stop a run at its next update; only
-    a main thread can take them."""
-    arrived: list[int] = []
-    before = {}
-    main = threading.current_thread() is threading.main_thread()
-    for number in (signal.SIGTERM, signal.SIGUSR1) if main else ():
-        before[number] = signal.signal(number, lambda received, _: arrived.append(received))
-    try:
-        yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
