@@ -88,7 +88,9 @@ def _scatter(axes: Axes, points: np.ndarray, values: np.ndarray, first_colour: i
     colours = category_colours(values, first_colour)
     order = np.random.default_rng(0).permutation(len(points))  # no class is drawn over another
     size = float(np.clip(4000 / len(points), 4, 26))
-    axes.scatter(*points[order].T, s=size, c=[colours[value] for value in values[order]], alpha=0.75, linewidths=0)
+    shades = [colours[value] for value in values[order]]
+    # A picture within a PDF: thousands of dots would make it slow to open, the words stay text.
+    axes.scatter(*points[order].T, s=size, c=shades, alpha=0.75, linewidths=0, rasterized=True)
     shown = {name: colour for name, colour in colours.items() if colour != GREY}
     if len(shown) < len(colours):
         shown[f"other ({len(colours) - len(shown)})"] = GREY

@@ -134,30 +134,42 @@ def figures_of(report: Report) -> Iterator[tuple[str, Figure, str]]:
         yield "Learning curves", figures.learning_curves(backbones), note
 
 
-def save_figures(report: Report, folder: Path, *, pdf: bool = True) -> list[Path]:
-    """The figures over all backbones as PNG and, for papers, PDF, named by their titles; returns the PNG files."""
+def save_figures(report: Report, folder: Path, *, pdf: bool = True) -> tuple[list[Path], list[Path]]:
+    """All figures as PNG and, for papers, PDF: those over all backbones, named by their titles, and in ``pictures`` the
+    feature space of each backbone. Returns the PNG files of either."""
+    figures = [_save(figure, folder, title, pdf) for title, figure, _ in figures_of(report)]
+    pictures = [
+        _save(figure, folder / "pictures", title, pdf)
+        for backbone in report.backbones
+        for title, figure in _embeddings(backbone)
+    ]
+    return figures, pictures
+
+
+def _save(figure: Figure, folder: Path, title: str, pdf: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    saved = []
-    for title, figure, _ in figures_of(report):
-        path = folder / (re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") + ".png")
-        figure.savefig(path, dpi=160)
-        if pdf:
-            figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})  # equal figures give equal bytes
-        saved.append(path)
-    return saved
+    path = folder / (re.sub(r"[^a-z0-9_]+", "-", title.lower()).strip("-") + ".png")
+    figure.savefig(path, dpi=160)
+    if pdf:  # equal figures give equal bytes
+        figure.savefig(path.with_suffix(".pdf"), dpi=300, metadata={"CreationDate": None})
+    return path
+
+
+def _embeddings(backbone: BackboneResult) -> Iterator[tuple[str, Figure]]:
+    """(title, figure) of the two-dimensional pictures of one backbone."""
+    from evaluation import figures
+
+    for data, arrays in backbone.embeddings.items():
+        for kind in [key for key in ("pca", "t-SNE", "tsne", "umap") if key in arrays]:
+            title = f"{backbone.name}, {data}, {pretty(kind)}"
+            arguments = (arrays[kind], arrays["label"], arrays["method"], arrays["dataset"])
+            yield title, figures.embedding(*arguments, title=title)
 
 
 def _pictures(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """(backbone, [(title, data address)]) of the two-dimensional pictures."""
-    from evaluation import figures
-
     for backbone in report.backbones:
-        pictures = []
-        for data, arrays in backbone.embeddings.items():
-            for kind in [key for key in ("pca", "t-SNE", "tsne", "umap") if key in arrays]:
-                title = f"{backbone.name}, {data}, {pretty(kind)}"
-                arguments = (arrays[kind], arrays["label"], arrays["method"], arrays["dataset"])
-                pictures.append((title, _png(figures.embedding(*arguments, title=title))))
+        pictures = [(title, _png(figure)) for title, figure in _embeddings(backbone)]
         if pictures:
             yield backbone.name, pictures
 

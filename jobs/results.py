@@ -1,6 +1,7 @@
 """The results page of an experiment: ``python -m jobs.results EXPERIMENT.yaml out=docs/RESULTS.md``.
 
-Markdown with tables and verdicts, and its figures as PNG in a folder beside it, all from what is on disk.
+Markdown with tables and verdicts, and its figures as PNG in a folder beside it, all from what is on disk; with the
+dose-response of its backbones where ``python -m jobs.dose`` wrote it to ``RUNS/NAME/dose``.
 """
 
 from __future__ import annotations
@@ -25,21 +26,27 @@ class Results:
     out: Path = Path("docs/RESULTS.md")
     """The page; its figures go into a folder of the same name beside it."""
     commands: list[str] = field(default_factory=list)
-    """Shell commands that made the results; default: that of the benchmark."""
+    """Shell commands that the page shows, all that made it; default: that of the benchmark and that of the page."""
 
 
 def results(config: Results) -> Path:
     """Write the page and its figures."""
     from evaluation.report import save_figures
-    from evaluation.results_page import results_page
-    from jobs import report
+    from evaluation.results_page import Page, results_page
+    from jobs import dose, report
 
     experiment = from_yaml(Experiment, config.experiment)
     content = report.build(experiment)
-    folder = config.out.with_suffix("")
-    figures = [path.relative_to(config.out.parent) for path in save_figures(content, folder, pdf=False)]
-    commands = config.commands or [f"python -m jobs.benchmark {config.experiment}"]
-    text = results_page(content, [*commands, f"python -m jobs.results {config.experiment}"], figures, _commit())
+    made = [
+        f"python -m jobs.benchmark {config.experiment}",
+        f"python -m jobs.results {config.experiment} out={config.out}",
+    ]
+    figures, pictures = (
+        [path.relative_to(config.out.parent) for path in paths]
+        for paths in save_figures(content, config.out.with_suffix(""), pdf=False)
+    )
+    page = Page(config.commands or made, _commit(), figures, pictures, dose.read(experiment.folder / "dose"))
+    text = results_page(content, page)
     with atomic(config.out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return config.out

@@ -75,10 +75,12 @@ def test_reliability_has_a_line_per_seed_beside_the_diagonal(benchmark):
 
 
 def test_figures_are_saved_for_papers(report, tmp_path):
-    saved = save_figures(report, tmp_path)
-    names = [path.stem for path in saved]
+    figures, pictures = save_figures(report, tmp_path)
+    names = [path.stem for path in figures]
     assert names[:3] == ["separability-on-train", "separability-on-resample", "layers-on-train"]
     assert "robustness" in names
-    for path in saved:
+    assert len({path.stem for path in pictures}) == 2 * len(report.backbones)  # PCA and t-SNE of each
+    assert pictures[1] == tmp_path / "pictures" / "dinov2_vits14-train-resample-t-sne.png"
+    for path in [*figures, *pictures]:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
