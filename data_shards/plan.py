@@ -2,8 +2,9 @@
 
 Samples are exact. Shards and bytes of training are expectations over the shuffle: a rank takes k = N / ranks of the N
 samples of each window of shards (see order.py), and misses a shard of n samples with the hypergeometric probability
-C(N - n, k) / C(N, k). Evaluation reads contiguous ranges; there the shards are exact too. Bytes take every sample of a
-shard as its mean: lengths of single samples are in the index, which is not opened.
+C(N - n, k) / C(N, k). Evaluation reads contiguous ranges; there the shards are exact too. Bytes are those of the tars,
+with headers, KEY.json and padding, which a loader skips (some 1.5 kB per sample), and every sample of a shard counts as
+its mean: lengths of single images are in the index, which is not opened.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Reads:
     shards: np.ndarray
     """(ranks,) float64, shards of which at least one sample is read."""
     bytes: np.ndarray
-    """(ranks,) float64, in positioned reads."""
+    """(ranks,) float64, the samples' share of the tars; what is read of it are the images alone."""
 
 
 def training_reads(samples: np.ndarray, sizes: np.ndarray, *, batch_size: int, ranks: int) -> Reads:
@@ -124,7 +125,7 @@ def plan_command(config: PlanConfig) -> None:
         f"{int(samples.sum()):,} samples in {len(samples):,} shards, {size(sizes.sum())}; "
         f"{config.ranks} ranks, batches of {batch_size}\n"
     )
-    print("| each rank reads | samples | shards | bytes | most / mean bytes |\n|---|---|---|---|---|")
+    print("| each rank reads | samples | shards | bytes of tar | most / mean |\n|---|---|---|---|---|")
     rows = {
         "training, an epoch": training_reads(samples, sizes, batch_size=batch_size, ranks=config.ranks),
         "evaluation": evaluation_reads(samples, sizes, ranks=config.ranks),

@@ -1,4 +1,4 @@
-"""Fetches the shards of a remote set that will be read next, while others are read."""
+"""Gets the shards that will be read next while others are read."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ log = logging.getLogger(__name__)
 
 
 class ReadAhead:
-    """One thread that puts shards into the cache. It does nothing for shards in a folder, nor where the cache does not
-    hold two windows of shards: it would then take the room of those that are being read."""
+    """One thread that puts shards of a remote set into the cache, and tells the system which ones of a folder to read,
+    so that a disk or NFS streams them.
+
+    It does nothing where the cache does not hold two windows of shards: it would then take the room of those that are
+    being read. (The system's own memory cache looks after itself.)
+    """
 
     def __init__(self, shards: ShardSet, release: Callable[[], None]) -> None:
         """``release`` closes shards that the reader has open and can do without."""
         self._shards, self._release = shards, release
-        self.works = shards.remote is not None and shards.remote.cache.size >= 2 * window_bytes(shards.manifest)
+        if shards.remote is None:
+            self.works = hasattr(os, "posix_fadvise")
+        else:
+            self.works = shards.remote.cache.size >= 2 * window_bytes(shards.manifest)
         self._pool = ThreadPoolExecutor(1, "read_ahead")
         self._wanted: Sequence[int] = ()
         self._futures: list[Future[None]] = []
 
     def want(self, shards: Sequence[int]) -> None:
-        """Fetch these, and no longer what was wanted before. Returns at once."""
+        """Get these, and no longer what was wanted before. Returns at once."""
         if not self.works or list(shards) == list(self._wanted):
             return
         for future in self._futures:
@@ -40,6 +47,11 @@ class ReadAhead:
 
     def _fetch(self, shard: int) -> None:
         try:
-            os.close(self._shards.open_shard(shard, self._release))
+            descriptor = self._shards.open_shard(shard, self._release)
+            try:
+                if self._shards.remote is None:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
         except (OSError, InputError) as error:  # whoever reads the shard will say so, with the sample
             log.debug("not read ahead: %s", error)

@@ -4,6 +4,7 @@ import gc
 import io
 import itertools
 import json
+import os
 import tarfile
 import threading
 import time
@@ -415,6 +416,31 @@ def test_a_batch_that_cannot_be_begun_is_not_lost(sets, monkeypatch, at):
             assert loader.position == 4 * len(seen)
     assert failures == 1
     assert seen == expected
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
+def test_the_system_is_told_what_is_read_next(sets, monkeypatch):
+    """Of a folder: the shards of the next window in training, the next shard in evaluation."""
+    told = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda fd, *_: told.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+    )
+    shards = sets["more than a window"]  # 20 shards of 3: windows of 16 and 4
+    order = SampleOrder(SHARDS["more than a window"], 0, shards.digest)
+    expected = [shard["file"] for shard in (shards.shards[s] for s in order.next_window(0))]
+    with TrainingLoader(shards, batch_size=4, image_size=SIZE, seed=0, prefetch=0) as loader:
+        next(loader)
+        while len(told) < 4:
+            time.sleep(0.001)
+    assert told == expected
+    told.clear()
+    batches = evaluation_batches(shards, batch_size=3, image_size=SIZE, prefetch=0)
+    next(batches)
+    while "shard-000002.tar" not in told:  # the batch that is begun is of shard 1
+        time.sleep(0.001)
+    batches.close()
+    assert set(told) <= {"shard-000001.tar", "shard-000002.tar"}
 
 
 # --- evaluation

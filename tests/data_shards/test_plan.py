@@ -1,5 +1,7 @@
 """The planner's figures against what the sample order really gives."""
 
+import json
+import resource
 import subprocess
 import sys
 import time
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_shards.command import InputError
-from data_shards.manifest import ShardSet
+from data_shards.manifest import ShardSet, content_digest, shard_name
 from data_shards.order import SampleOrder
 from data_shards.plan import PlanConfig, evaluation_reads, memory, plan_command, touched, training_reads
 
@@ -78,7 +80,10 @@ def test_command(shared_sets, capsys):
     plan_command(PlanConfig(shards=str(shared_sets["train"]), ranks=4, batch_size=8))
     out = capsys.readouterr().out
     assert "72 samples in 11 shards" in out
-    assert "| training, an epoch | 18 | 9 |" in out  # 72 / 4; of 10 shards of 7 each is missed with about 0.75^7 = 0.13
+    assert "| bytes of tar |" in out
+    assert (
+        "| training, an epoch | 18 | 9 | 79.4 kB |" in out
+    )  # a quarter of 317,440 bytes; 72 / 4; of 10 shards of 7 each is missed with about 0.75^7 = 0.13
 
 
 @pytest.mark.parametrize("samples", [10**6, 10**9])
@@ -86,6 +91,30 @@ def test_a_thousand_ranks_in_a_second(samples):
     began = time.process_time()
     plan_command(PlanConfig(samples=samples, ranks=1024))
     assert time.process_time() - began < 1
+
+
+def test_the_command_takes_a_second_for_a_manifest_of_a_million_samples(tmp_path):
+    """Beyond what starting Python and importing takes. CPU time, as other work on the machine does not count in it."""
+    sha256 = [f"{number:064x}" for number in range(1000)]
+    shard = {"samples": 1000, "bytes": 16_000_000, "labels": {"fake": 500, "real": 500}, "methods": {"m": 1000}}
+    manifest = {
+        **{"schema": 1, "split": "train", "samples": 10**6, "bytes": 16 * 10**9, "labels": {}, "methods": {}},
+        **{"datasets": {}, "groups": 1, "seed": 0, "plan": "", "index": {"file": "index.parquet", "sha256": ""}},
+        "shards": [{**shard, "file": shard_name(n), "sha256": sha256[n]} for n in range(1000)],
+        "digest": content_digest("train", sha256),
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+
+    def seconds(*arguments):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "data_shards.plan", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return result.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    out, taken = seconds(f"shards={tmp_path}", "ranks=1024")
+    assert "1,000,000 samples in 1,000 shards" in out
+    assert taken - seconds("--help")[1] < 1
 
 
 def test_only_the_manifest_is_read(shared_sets, tmp_path, capsys):
