@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,18 @@ from data_shards.faces import PRISTINE
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
+
 FOLDERS = {"Celeb-real": "real", "YouTube-real": "real", "Celeb-synthesis": "fake"}
+TEST_VIDEOS = 518
 
 
 def read(root: Path) -> pd.DataFrame:
     """The test list, as split ``test``. The group is the target video, which a real one and its fakes share.
 
     Identities are not tied: swaps connect nearly all of the 59 to one component. The other videos are not read,
-    because their people are those of the test list: there is no leak-free training set here.
+    because their people are those of the test list: there is no leak-free training set here. A listed video without
+    images is an error; a list of another length is read, with a warning: what is measured on it is not comparable.
     """
     listed = _test_list(root / "List_of_testing_videos.txt")
     rows: list[dict[str, Any]] = []
@@ -66,4 +71,6 @@ def _test_list(file: Path) -> list[tuple[str, str]]:
         if FOLDERS.get(folder) != {"1": "real", "0": "fake"}.get(flag):
             raise InputError(f"{file} line {number}: {line!r} is not like '1 YouTube-real/00170.mp4' (1 = real)")
         listed.append((folder, video.removesuffix(".mp4")))
+    if len(listed) != TEST_VIDEOS:
+        log.warning("%s lists %d videos, the official list of Celeb-DF v2 %d", file, len(listed), TEST_VIDEOS)
     return listed

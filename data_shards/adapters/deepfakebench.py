@@ -90,9 +90,16 @@ def _rows(file: Path, keys: tuple[str, ...], frames: list[str]) -> Iterator[dict
 
 
 def _group(dataset: str, label: str, video: str) -> str:
-    """What the names of the videos tell of their sources; the ids are those of the datasets' own adapters."""
-    if label.startswith("FF-"):
+    """What the names of the videos tell of their sources; the ids are those of the datasets' own adapters.
+
+    DFDC's, DFDCP's and DeeperForensics' files do not tell it: there every video is its own group.
+    """
+    if label.startswith("FF-"):  # target_source
         return "|".join(f"ff++:{sequence}" for sequence in video.split("_"))
-    if dataset == "Celeb-DF-v2":
+    if label.startswith("DFD_"):  # 01__talking of actor 01, 01_02__talking__YVGY8LOK of the actors 01 and 02
+        return "|".join(f"dfd:{actor}" for actor in video.split("__")[0].split("_"))
+    if dataset in ("Celeb-DF-v1", "Celeb-DF-v2"):  # the second version extends the first
         return f"celeb-df:{target_video(video)}"
+    if dataset == "UADFV":  # 0000 and 0000_fake
+        return f"uadfv:{video.removesuffix('_fake')}"
     return f"{dataset.lower()}:{video}"

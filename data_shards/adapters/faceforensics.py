@@ -5,12 +5,15 @@
     ROOT/original_sequences/youtube/{raw,c23,c40}/frames/000/*.png
     ROOT/manipulated_sequences/METHOD/{raw,c23,c40}/frames/000_003/*.png    target_source
     ROOT/{train,val,test}.json, or in ROOT/splits: the official pairs, 720/140/140 sequences
+    ROOT/conversion_dict.json, optional: {"000": "YOUTUBE-ID 0", …}, the video that each sequence was cut from
 
 DeepFakeDetection (``actors``) lies in the same tree but has no official split; it is not read.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +26,12 @@ from data_shards.faces import PRISTINE
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
+
 METHODS = ("Deepfakes", "Face2Face", "FaceShifter", "FaceSwap", "NeuralTextures")
 COMPRESSIONS = ("raw", "c23", "c40")
 SPLIT_FILES = {"train": "train", "validation": "val", "test": "test"}
+OFFICIAL = {"train": 720, "validation": 140, "test": 140}  # sequences
 # Sequences cut from one YouTube video that the official split puts apart: (in train, in validation or test). Computed
 # from the official split files and conversion_dict.json, which maps the 1,000 sequences to 977 videos.
 SAME_VIDEO = (
@@ -35,9 +41,13 @@ SAME_VIDEO = (
 
 
 def read(root: Path) -> pd.DataFrame:
-    """All compressions there are, as datasets ``ff++-c23`` …; the official split; groups tie target and source."""
+    """All compressions there are, as datasets ``ff++-c23`` …; the official split; groups tie target and source.
+
+    A copy with fewer sequences is read, with a warning: what is measured on it is not comparable.
+    """
     split_of = _official_splits(root)
     rows: list[dict[str, Any]] = []
+    originals: set[str] = set()
     for compression in COMPRESSIONS:
         for method, folder in _folders(root, compression):
             for video, images in videos(root, folder):
@@ -54,32 +64,65 @@ def read(root: Path) -> pd.DataFrame:
                     "video": f"ff++-{compression}:{method}/{video}",
                 }
                 rows += [{"path": image, **row} for image in images]
+                if method == PRISTINE and images:
+                    originals.add(video)
     if not rows:
         raise InputError(f"{root} has no original_sequences/youtube/c23/frames (nor raw, c40): not FaceForensics++")
+    found = Counter(split_of[sequence] for sequence in originals)
+    if found != OFFICIAL:
+        counts = [" / ".join(str(of[split]) for split in SPLIT_FILES) for of in (found, OFFICIAL)]
+        log.warning("%s has %s original sequences (train / validation / test), the official split %s", root, *counts)
     return table(rows)
 
 
 def read_clean(root: Path) -> pd.DataFrame:
-    """As ``read``, without the validation and test pairs of which one was cut from a video that is also in training.
+    """As ``read``, with groups that also tie the sequences cut from one YouTube video, and without the validation and
+    test pairs that this ties to training.
 
-    The official split is disjoint in sequences but not in YouTube videos. Training stays as it is.
+    The official split is disjoint in sequences but not in videos. All videos are tied if the folder has
+    conversion_dict.json, else those that are known to straddle. Training has the images of ``read``.
     """
     from data_shards.splits import components
 
-    faces = read(root)
-    tied = components([*faces["group"], *(f"ff++:{one}|ff++:{other}" for one, other in SAME_VIDEO)])[: len(faces)]
-    training = (faces["split"] == "train").to_numpy()
-    touched = ~training & np.isin(tied, tied[training])
+    faces, video_of = read(root), _shared_videos(root)
+
+    def tied(group: str) -> str:
+        sequences = [name.removeprefix("ff++:") for name in group.split("|")]
+        return "|".join([group, *sorted({f"ff++:youtube:{video_of[s]}" for s in sequences if s in video_of})])
+
+    faces["group"] = faces["group"].map({group: tied(group) for group in faces["group"].unique()})
+    component, training = components(faces["group"]), (faces["split"] == "train").to_numpy()
+    touched = ~training & np.isin(component, component[training])
     return faces[~touched].reset_index(drop=True)
 
 
+def _shared_videos(root: Path) -> dict[str, str]:
+    """The YouTube video of each sequence that was not the only one cut from it, by a name."""
+    file = root / "conversion_dict.json"
+    if not file.is_file():
+        return {sequence: "+".join(pair) for pair in SAME_VIDEO for sequence in pair}
+    video_of = {}
+    for sequence, entry in read_json(file, dict).items():
+        video, _, number = str(entry).rpartition(" ")
+        if not video or not number.isdigit():
+            raise InputError(f"{file}: {sequence!r} is {entry!r}, not like 'YOUTUBE-ID 0'")
+        video_of[sequence] = video
+    cut = Counter(video_of.values())
+    return {sequence: video for sequence, video in video_of.items() if cut[video] > 1}
+
+
 def _official_splits(root: Path) -> dict[str, str]:
-    split_of = {}
+    split_of: dict[str, str] = {}
     for split, name in SPLIT_FILES.items():
         file = next((f for f in (root / f"{name}.json", root / "splits" / f"{name}.json") if f.is_file()), None)
         if file is None:
             raise InputError(f"{root} has no {name}.json; take the official split files of FaceForensics++")
-        split_of |= {sequence: split for pair in read_json(file, list) for sequence in pair}
+        for sequence in (sequence for pair in read_json(file, list) for sequence in pair):
+            if sequence in split_of:
+                raise InputError(
+                    f"{file} lists {sequence!r}, which is in {split_of[sequence]} already; it needs one split"
+                )
+            split_of[sequence] = split
     return split_of
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from data_shards.adapters import ADAPTERS
+from data_shards.adapters import faceforensics as faceforensics_adapter
 from data_shards.command import InputError
 from data_shards.faces import check_faces, check_splits, read_faces
 from data_shards.manifest import ShardSet
@@ -86,6 +87,41 @@ def test_faceforensics_clean_drops_the_touched_test_pair(faceforensics):
     check_splits(clean.replace({"group": tie}))
 
 
+def test_faceforensics_clean_ties_all_sequences_of_a_video(faceforensics):
+    """conversion_dict.json: 200 and 300 were cut from one video; 954 and 955 as well."""
+    videos = {"954": "yv-f 0", "955": "yv-f 1", "100": "a 0", "201": "b 0", "200": "-c_ 0", "300": "-c_ 1"}
+    known = read_faces(faceforensics, layout="faceforensics-clean")
+    assert set(known.loc[known["split"] == "train", "group"]) == {
+        *("ff++:954|ff++:youtube:954+955", "ff++:100"),
+        *("ff++:954|ff++:100|ff++:youtube:954+955", "ff++:100|ff++:954|ff++:youtube:954+955"),
+    }
+    (faceforensics / "conversion_dict.json").write_text(json.dumps(videos))
+    clean = read_faces(faceforensics, layout="faceforensics-clean")
+    assert clean["path"].tolist() == known["path"].tolist()
+    assert set(clean.loc[clean["split"] == "validation", "group"]) == {
+        *("ff++:200|ff++:youtube:-c_", "ff++:201"),
+        *("ff++:200|ff++:201|ff++:youtube:-c_", "ff++:201|ff++:200|ff++:youtube:-c_"),
+    }
+    with pytest.raises(InputError, match="is in the splits validation and test"):
+        check_splits(clean)  # what the official split files do not do
+    videos["300"] = "d"
+    (faceforensics / "conversion_dict.json").write_text(json.dumps(videos))
+    with pytest.raises(InputError, match="'300' is 'd', not like"):
+        read_faces(faceforensics, layout="faceforensics-clean")
+
+
+def test_a_partial_copy_is_read_with_a_warning(faceforensics, caplog, monkeypatch):
+    read_faces(faceforensics, layout="faceforensics")
+    assert (
+        "has 2 / 2 / 4 original sequences (train / validation / test), the official split 720 / 140 / 140"
+        in caplog.text
+    )
+    caplog.clear()
+    monkeypatch.setattr(faceforensics_adapter, "OFFICIAL", {"train": 2, "validation": 2, "test": 4})
+    read_faces(faceforensics, layout="faceforensics")
+    assert not caplog.text
+
+
 def test_one_benchmark_evaluates_the_official_and_the_clean_test_set(faceforensics, tmp_path):
     from data_shards.command import from_dict
     from jobs.benchmark import check
@@ -95,7 +131,7 @@ def test_one_benchmark_evaluates_the_official_and_the_clean_test_set(faceforensi
     for layout, out in sets.items():
         pack_command(PackConfig(str(faceforensics), str(out), layout=layout, only="ff++-c23", workers=1))
     official, clean = ([ShardSet.open(out / split) for split in ("train", "test")] for out in sets.values())
-    assert official[0].digest == clean[0].digest
+    assert official[0].column("sha256").tolist() == clean[0].column("sha256").tolist()
     assert len(official[1]) == len(clean[1]) + 2 * 4
     data = {split: str(sets["faceforensics"] / split) for split in ("train", "validation", "test")}
     data["unseen"] = {"ff++-c23-clean": str(sets["faceforensics-clean"] / "test")}  # as docs/adapters.md says
@@ -116,12 +152,15 @@ def test_faceforensics_mistakes(faceforensics, tmp_path):
     images(faceforensics, "original_sequences/youtube/c23/frames/999")
     with pytest.raises(InputError, match="sequence '999' is in no official split file"):
         read_faces(faceforensics, layout="faceforensics")
+    (faceforensics / "test.json").write_text(json.dumps([["078", "955"], ["300", "200"]]))
+    with pytest.raises(InputError, match=r"test\.json lists '200', which is in validation already"):
+        read_faces(faceforensics, layout="faceforensics")
     (faceforensics / "test.json").unlink()
     with pytest.raises(InputError, match=r"has no test\.json"):
         read_faces(faceforensics, layout="faceforensics")
 
 
-def test_celeb_df(tmp_path):
+def test_celeb_df(tmp_path, caplog):
     images(tmp_path, "Celeb-real/frames/id0_0000", "Celeb-real/frames/id1_0003", "YouTube-real/frames/00170")
     images(tmp_path, "Celeb-synthesis/frames/id0_id1_0000", "Celeb-synthesis/frames/id1_id0_0003")
     lines = ["1 YouTube-real/00170.mp4", "1 Celeb-real/id0_0000.mp4", "0 Celeb-synthesis/id0_id1_0000.mp4", ""]
@@ -134,6 +173,7 @@ def test_celeb_df(tmp_path):
         ("real", "pristine", "celeb-df:00170", "celeb-df-v2", "test"),
         ("fake", "Celeb-synthesis", "celeb-df:id0_0000", "celeb-df-v2", "test"),
     ]
+    assert "lists 3 videos, the official list of Celeb-DF v2 518" in caplog.text
     (tmp_path / "List_of_testing_videos.txt").write_text("0 YouTube-real/00170.mp4\n")
     with pytest.raises(InputError, match=r"line 1: .* is not like"):
         read_faces(tmp_path, layout="celeb-df")
@@ -225,6 +265,35 @@ def test_deepfakebench_keeps_a_video_in_one_split(tmp_path):
     tested_only = read_faces(tmp_path / "Celeb-DF-v2.json", layout="deepfakebench-test")
     check_faces(tested_only)
     assert rows(tested_only, "label", "split") == [("real", "test"), ("fake", "test")]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "label", "real", "fake", "groups"),
+    [
+        ("Celeb-DF-v1", "CelebDFv1", "id0_0000", "id0_id1_0000", ("celeb-df:id0_0000", "celeb-df:id0_0000")),
+        ("UADFV", "UADFV", "0000", "0000_fake", ("uadfv:0000", "uadfv:0000")),
+        (
+            "DeepFakeDetection",
+            "DFD",
+            "02__hugging_happy",
+            "01_02__hugging_happy__YVGY8LOK",
+            ("dfd:02", "dfd:01|dfd:02"),
+        ),
+    ],
+)
+def test_deepfakebench_ties_a_fake_to_its_real(tmp_path, dataset, label, real, fake, groups):
+    """Names as in the datasets; a real one in training and its fake in the test split do not pass."""
+    videos = {"real": {"train": real, "test": "77__77"}, "fake": {"train": "99__99", "test": fake}}
+    content = {
+        f"{label}_{kind}": {split: {name: listed(f"{dataset}/{kind}/frames/{name}", "")} for split, name in of.items()}
+        for kind, of in videos.items()
+    }
+    (tmp_path / f"{dataset}.json").write_text(json.dumps({dataset: content}))
+    faces = read_faces(tmp_path / f"{dataset}.json", layout="deepfakebench")
+    group = dict(rows(faces, "video", "group"))
+    assert (group[f"{dataset}/real/frames/{real}"], group[f"{dataset}/fake/frames/{fake}"]) == groups
+    with pytest.raises(InputError, match="is in the splits train and test"):
+        check_splits(faces)
 
 
 def test_deepfakebench_video_without_a_key(tmp_path):
