@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -13,6 +15,36 @@ from evaluation.score import Score
 Scored = tuple[ArrayLike, ArrayLike, ArrayLike]  # label, logit, group: (n,) each
 
 
+class Resampled(NamedTuple):
+    """AUC of one scored set, and in each group resample. Equal groups, replicates and seed draw the same groups, so
+    that the draws of two checkpoints on one set are paired."""
+
+    value: float
+    draws: NDArray[np.float64]  # (replicates,), NaN where a class was missing
+    n: int
+
+
+def resampled_auc(scored: Scored, *, replicates: int = 1000, seed: int = 0) -> Resampled:
+    """``scored`` is ``(label, logit, group)``, arrays of ``(n,)``. Raises ValueError like
+    :func:`evaluation.detection.detection`."""
+    label = binary_label(scored[0])
+    logit = finite("logit", scored[1], len(label))
+    component = components(scored[2], len(label))
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return weighted_auc(label, logit, weights)
+
+    value = float(statistic(np.ones((1, len(label))))[0])
+    return Resampled(value, bootstrap(statistic, component, replicates, seed), len(label))
+
+
+def auc_score(auc: Resampled) -> Score:
+    """``auc`` with its percentile interval."""
+    interval = percentile(auc.draws)
+    how = f"area under the ROC, ties count half; {interval.note}"
+    return Score("auc", auc.value, interval.low, interval.high, True, auc.n, how)
+
+
 def gap(name: str, a: Scored, b: Scored, *, replicates: int = 1000, seed: int = 0) -> Score:
     """AUC of ``a`` minus AUC of ``b``, two sets scored by one model: positive when ``a`` is the easier one.
 
@@ -21,25 +53,30 @@ def gap(name: str, a: Scored, b: Scored, *, replicates: int = 1000, seed: int = 
     that of the difference. It conditions on the model. ``n`` is ``n_a + n_b``. Raises ValueError like
     :func:`evaluation.detection.detection`.
     """
-    sides = [_auc_with_draws(side, replicates, draw) for side, draw in zip((a, b), _seeds(seed), strict=True)]
-    (value_a, draws_a, n_a), (value_b, draws_b, n_b) = sides
-    interval = percentile(draws_a - draws_b)
-    how = f"AUC {value_a:.4f} (n={n_a}) minus AUC {value_b:.4f} (n={n_b}), resampled independently; {interval.note}"
-    return Score(name, value_a - value_b, interval.low, interval.high, False, n_a + n_b, how)
+    seeds = independent_seeds(2, seed)
+    return gap_between(
+        name, *(resampled_auc(side, replicates=replicates, seed=one) for side, one in zip((a, b), seeds, strict=True))
+    )
 
 
-def _seeds(seed: int) -> list[int]:
-    """Two independent streams, so that equal groups in both sets do not move together."""
-    return [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(2)]
+def gap_between(name: str, a: Resampled, b: Resampled) -> Score:
+    """:func:`gap` of two sets that were resampled with independent seeds."""
+    interval = percentile(a.draws - b.draws)
+    how = f"AUC {a.value:.4f} (n={a.n}) minus AUC {b.value:.4f} (n={b.n}), resampled independently; {interval.note}"
+    return Score(name, a.value - b.value, interval.low, interval.high, False, a.n + b.n, how)
 
 
-def _auc_with_draws(side: Scored, replicates: int, seed: int) -> tuple[float, NDArray[np.float64], int]:
-    label = binary_label(side[0])
-    logit = finite("logit", side[1], len(label))
-    component = components(side[2], len(label))
+def drop(name: str, before: Resampled, after: Resampled) -> Score:
+    """AUC of the checkpoint ``before`` minus AUC of the checkpoint ``after``: positive where training on made it worse.
 
-    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return weighted_auc(label, logit, weights)
+    Both on the same samples, resampled with the same seed: groups are drawn the same for both, so that what is common
+    cancels.
+    """
+    interval = percentile(before.draws - after.draws)
+    how = f"AUC of the first minus AUC of the second checkpoint on the same samples; {interval.note}"
+    return Score(name, before.value - after.value, interval.low, interval.high, False, before.n, how)
 
-    value = float(statistic(np.ones((1, len(label))))[0])
-    return value, bootstrap(statistic, component, replicates, seed), len(label)
+
+def independent_seeds(count: int, seed: int = 0) -> list[int]:
+    """Independent streams, so that equal groups in two sets do not move together."""
+    return [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(count)]

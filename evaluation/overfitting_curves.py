@@ -1,4 +1,4 @@
-"""Where overfitting begins, and how far it goes: numbers from the curves of one run, and from its two checkpoints.
+"""Where overfitting begins, and how far it goes: numbers from the curves of one run, and from its flipped labels.
 
 A curve is what every evaluation of a run found: training AUC on a fixed clean subset, validation AUC, and the time as
 samples seen divided by training samples (epochs).
@@ -11,23 +11,32 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.bootstrap import bootstrap, percentile
-from evaluation.checks import binary_label, components, finite
-from evaluation.detection import weighted_auc
+from evaluation.checks import finite
 from evaluation.score import Score
 
-NOISE = 0.005
-"""AUC differences up to this count as noise of the validation curve."""
+
+def auc_error(auc: float, fakes: int, reals: int) -> float:
+    """Standard error of an AUC measured on so many independent samples (Hanley and McNeil, "The meaning and use of the
+    area under a ROC curve", Radiology 143, 1982, eq. 1 and 2).
+
+    As the tolerance of a curve it is the one-standard-error rule (Breiman et al., Classification and Regression Trees,
+    1984, 3.4.3): what is within one standard error of the best is not told from it. A change between two evaluations on
+    the same samples errs less than that as far as they agree on the samples (equally at a correlation of 0.5), so the
+    rule calls too little a gain rather than too much.
+    """
+    above_two_reals, two_fakes_above = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (fakes - 1) * (above_two_reals - auc**2) + (reals - 1) * (two_fakes_above - auc**2)
+    return math.sqrt(variance / (fakes * reals))
 
 
-def curve_scores(epoch: ArrayLike, train: ArrayLike, validation: ArrayLike, *, noise: float = NOISE) -> list[Score]:
+def curve_scores(epoch: ArrayLike, train: ArrayLike, validation: ArrayLike, *, noise: float) -> list[Score]:
     """Overfitting numbers of one curve.
 
     Parameters
     ----------
     epoch : ``(k,)`` times of the evaluations, rising.
     train, validation : ``(k,)`` AUC at these times.
-    noise : AUC differences up to this do not count as a gain.
+    noise : AUC differences up to this do not count as a gain; :func:`auc_error` of the highest validation AUC.
 
     Returns
     -------
@@ -39,14 +48,15 @@ def curve_scores(epoch: ArrayLike, train: ArrayLike, validation: ArrayLike, *, n
     ``gap_at_peak``, ``gap_at_end`` : training minus validation AUC at these two times.
 
     One curve has no interval: all bounds are NaN. The peak is the highest of ``k`` noisy values, so that the fall is
-    above 0 by chance alone; :func:`drop` tests one fall. Raises ValueError on misfitting shapes, NaN or infinity.
+    above 0 by chance alone; :func:`evaluation.overfitting.drop` tests one fall. Raises ValueError on misfitting shapes,
+    NaN or infinity.
     """
     epoch, train, validation = _curve(epoch, train, validation)
     first = first_overfitting(train, validation, noise=noise)
     gap, peak, k = train - validation, int(np.argmax(validation)), len(epoch)
     one = f"from one curve of {k} evaluations, which has no interval"
     area, when = (0.0, math.nan) if first is None else (_area(epoch[first:], gap[first:]), float(epoch[first]))
-    how_first = f"time after which validation AUC never gains more than {noise:g} while training AUC does; {one}"
+    how_first = f"time after which validation AUC never gains more than {noise:.3g} while training AUC does; {one}"
     if first is None:
         how_first += "; never here"
     values = [
@@ -64,7 +74,7 @@ def curve_scores(epoch: ArrayLike, train: ArrayLike, validation: ArrayLike, *, n
     return [Score(name, value, math.nan, math.nan, higher, k, how) for name, value, higher, how in values]
 
 
-def first_overfitting(train: ArrayLike, validation: ArrayLike, *, noise: float = NOISE) -> int | None:
+def first_overfitting(train: ArrayLike, validation: ArrayLike, *, noise: float) -> int | None:
     """The first evaluation after which validation never gains more than ``noise`` over it while training, at some later
     evaluation, does; None where there is none. ``train`` and ``validation`` are ``(k,)`` AUCs."""
     train, validation = np.asarray(train, np.float64), np.asarray(validation, np.float64)
@@ -76,55 +86,50 @@ def first_overfitting(train: ArrayLike, validation: ArrayLike, *, noise: float =
     return None
 
 
-def drop(
-    name: str,
-    label: ArrayLike,
-    before: ArrayLike,
-    after: ArrayLike,
-    group: ArrayLike,
-    *,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> Score:
-    """AUC of the scores ``before`` minus AUC of the scores ``after``, two checkpoints on the same samples: positive
-    where training on made it worse.
-
-    ``label`` ``(n,)`` 0/1, ``before`` and ``after`` ``(n,)`` logits, ``group`` ``(n,)``. Groups are resampled, the same
-    for both, so that what is common to both checkpoints cancels. Raises ValueError like
-    :func:`evaluation.detection.detection`.
-    """
-    label = binary_label(label)
-    before, after = (finite(side, values, len(label)) for side, values in (("before", before), ("after", after)))
-
-    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return weighted_auc(label, before, weights) - weighted_auc(label, after, weights)
-
-    value = float(statistic(np.ones((1, len(label))))[0])
-    interval = percentile(bootstrap(statistic, components(group, len(label)), replicates, seed))
-    how = f"AUC of the first minus AUC of the second checkpoint on the same samples; {interval.note}"
-    return Score(name, value, interval.low, interval.high, False, len(label), how)
-
-
 def memorisation(true_label: ArrayLike, flipped: ArrayLike, logit: ArrayLike) -> Score:
     """Share of training samples with a flipped label that the model calls by that wrong label.
 
     ``true_label`` ``(n,)`` 0/1, ``flipped`` ``(n,)`` whether training saw the other label, ``logit`` ``(n,)`` of the
-    model. 0: it learned what the faces show; 1: it learned the labels by heart; Wilson's 95 % interval. Raises
-    ValueError where no label was flipped.
+    model. 1: it learned the labels by heart. Without that it still repeats as many as it errs on faces that it never
+    saw, half of them if it tosses coins: hold it against :func:`error_rate`. Wilson's 95 % interval. Raises ValueError
+    where no label was flipped.
     """
-    from scipy.special import ndtri
-
     true_label = np.asarray(true_label).astype(np.int64)
     flipped, logit = np.asarray(flipped, dtype=bool), finite("logit", logit, len(true_label))
     n = int(flipped.sum())
     if n == 0:
         raise ValueError("memorisation needs samples with a flipped label, got none")
-    share = float(np.mean((logit[flipped] >= 0) != (true_label[flipped] == 1)))
-    z = float(ndtri(0.975))
+    how = f"share of {n} flipped training labels that the model repeats (threshold 0); Wilson's 95 % interval"
+    return _share("memorisation", (logit[flipped] >= 0) != (true_label[flipped] == 1), how)
+
+
+def error_rate(label: ArrayLike, logit: ArrayLike) -> Score:
+    """``validation_error``: share of validation samples on the wrong side of the threshold 0, the one at which
+    :func:`memorisation` asks. ``label`` ``(n,)`` 0/1, ``logit`` ``(n,)``; Wilson's 95 % interval."""
+    label = np.asarray(label)
+    logit = finite("logit", logit, len(label))
+    how = f"share of {len(label)} validation samples that are called wrongly (threshold 0); Wilson's 95 % interval"
+    return _share("validation_error", (logit >= 0) != (label == 1), how)
+
+
+def memorisation_above_error(memorised: Score, error: Score) -> Score:
+    """``memorisation_above_error``: how many more of the flipped labels the model repeats than it would by erring as
+    often as on validation. 95 % interval of a difference of independent shares from their Wilson intervals (Newcombe,
+    "Interval estimation for the difference between independent proportions", Stat. Med. 17, 1998, method 10)."""
+    value = memorised.value - error.value
+    low = value - math.hypot(memorised.value - memorised.low, error.high - error.value)
+    high = value + math.hypot(memorised.high - memorised.value, error.value - error.low)
+    how = "memorisation minus validation error, both at threshold 0; Newcombe's 95 % interval. Above 0: by heart"
+    return Score("memorisation_above_error", value, low, high, False, memorised.n + error.n, how)
+
+
+def _share(name: str, found: NDArray[np.bool_], how: str) -> Score:
+    from scipy.special import ndtri
+
+    n, share, z = len(found), float(np.mean(found)), float(ndtri(0.975))
     centre, width = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((centre + sign * width) / (1 + z * z / n) for sign in (-1, 1))
-    how = f"share of {n} flipped training labels that the model repeats (threshold 0); Wilson's 95 % interval"
-    return Score("memorisation", share, max(0.0, low), min(1.0, high), False, n, how)
+    return Score(name, share, max(0.0, low), min(1.0, high), False, n, how)
 
 
 def _area(epoch: NDArray[np.float64], gap: NDArray[np.float64]) -> float:

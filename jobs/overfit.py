@@ -1,10 +1,14 @@
-"""Overfitting of one finished, scored trial: ``RUN/overfitting.json``, from its curve and its two checkpoints."""
+"""Scores of one finished, scored trial, from its two checkpoints and its curve: ``RUN/evaluation.json`` and
+``RUN/overfitting.json``. Only what a sweep compares: ``python -m jobs.evaluate run=RUN`` gives all detection metrics.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_shards.faces import LABELS
 from data_shards.files import digest, sha256_file, write_json
@@ -13,43 +17,85 @@ from evaluation.score import Score
 from jobs import evaluate
 from jobs.subset import TRUE_LABEL
 
+SCHEMA = 2
+"""Raised when the files hold other numbers than an earlier version wrote."""
 PARTS = ("curve", "last_gaps", "drops")
 
 
-def measure(run: Path, train: Path, *, replicates: int) -> Path:
-    """Write ``curve`` (see evaluation.overfitting_curves; with flipped labels in ``train`` also the share of them that
-    the last checkpoint repeats), ``last_gaps`` (the gaps of evaluation.json, at the last
-    checkpoint) and ``drops`` (selected minus last checkpoint). Skipped when it is there for the same files."""
-    from evaluation.overfitting import gap
-    from evaluation.overfitting_curves import curve_scores, drop, memorisation
-
+def measure(run: Path, train: Path, *, replicates: int) -> None:
+    """Write ``evaluation.json`` (AUC and gaps of the selected checkpoint, as jobs.evaluate reads them) and
+    ``overfitting.json``: ``curve`` (see evaluation.overfitting_curves; with flipped labels in ``train`` also the share
+    of them that the last checkpoint repeats), ``last_gaps`` (the gaps at the last checkpoint) and ``drops`` (selected
+    minus last checkpoint). Skipped when they are there for the same files."""
     files = sorted([*(run / "scores").glob("*.parquet"), run / "metrics.jsonl"])
-    inputs = digest([replicates, {file.name: sha256_file(file) for file in files}])
-    path = run / "overfitting.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["inputs"] == inputs:
-        return path
-    names = list(evaluate.read(run / "evaluation.json").detection)
-    best = {name: evaluate.read_scores(run / "scores" / f"{name}.parquet") for name in names}
-    last = {name: evaluate.read_scores(run / "scores" / f"{name}-last.parquet") for name in names}
-    unseen = [name for name in names if name not in evaluate.IN_DOMAIN]
+    inputs = digest([SCHEMA, replicates, {file.name: sha256_file(file) for file in files}])
+    evaluation, overfitting = run / "evaluation.json", run / "overfitting.json"
+    current = overfitting.is_file() and json.loads(overfitting.read_text(encoding="utf-8"))["inputs"] == inputs
+    if evaluation.is_file() and current:
+        return
+    found = {file.stem for file in files}
+    sets = [*evaluate.IN_DOMAIN, *sorted(name for name in found - set(evaluate.IN_DOMAIN) if f"{name}-last" in found)]
+    best, last = (
+        {name: evaluate.read_scores(run / "scores" / f"{name}{suffix}.parquet") for name in sets}
+        for suffix in ("", "-last")
+    )
+    scores = _scores(best, last, replicates)
+    scores["curve"] = [*_curve_scores(run, best["validation"]), *_memorisation(train, last)]
+    plain = {part: [score.to_dict() for score in scores[part]] for part in ("auc", "gaps", *PARTS)}
+    detection = {name: [auc] for name, auc in zip(sets, plain["auc"], strict=True)}
+    write_json(evaluation, {"inputs": inputs, **_selected(best, detection, plain["gaps"])})
+    write_json(overfitting, {"inputs": inputs, **{part: plain[part] for part in PARTS}})
+
+
+def _scores(best: dict[str, Any], last: dict[str, Any], replicates: int) -> dict[str, list[Score]]:
+    """``auc`` and ``gaps`` of the selected checkpoint, ``last_gaps`` and ``drops``: one resampling of each set and
+    checkpoint serves all. Most of the time of a short trial would else be bootstrap."""
+    from evaluation.overfitting import auc_score, drop, gap_between, independent_seeds, resampled_auc
+
+    seeds = dict(zip(best, independent_seeds(len(best)), strict=True))
+    at_best, at_last = (
+        {name: resampled_auc(scored, replicates=replicates, seed=seeds[name]) for name, scored in each.items()}
+        for each in (best, last)
+    )
+    unseen = [name for name in best if name not in evaluate.IN_DOMAIN]
     pairs = [("train", "validation"), ("validation", "test"), *(("test", name) for name in unseen)]
-    rows = curve(run)
-    found = {
-        "curve": curve_scores(*([row[key] for row in rows] for key in ("epoch", "train/auc", "validation/auc"))),
-        "last_gaps": [gap(f"{a} − {b}", last[a], last[b], replicates=replicates) for a, b in pairs],
-        "drops": [
-            drop(name, label, logit, last[name][1], group, replicates=replicates)
-            for name, (label, logit, group) in best.items()
-            if name != "train"
-        ],
-    }
+    gaps, last_gaps = ([gap_between(f"{a} − {b}", auc[a], auc[b]) for a, b in pairs] for auc in (at_best, at_last))
+    drops = [drop(name, at_best[name], at_last[name]) for name in best if name != "train"]
+    return {"auc": list(map(auc_score, at_best.values())), "gaps": gaps, "last_gaps": last_gaps, "drops": drops}
+
+
+def _selected(best: dict[str, Any], detection: dict[str, Any], gaps: list[dict[str, Any]]) -> dict[str, Any]:
+    from evaluation.detection import balanced_threshold
+
+    label, logit, _ = best["validation"]
+    return {"threshold": balanced_threshold(label, logit), "detection": detection, "gaps": gaps}
+
+
+def _curve_scores(run: Path, validation: tuple[Any, Any, Any]) -> list[Score]:
+    """Gains below the standard error of the best validation AUC are none. Groups are what is independent: frames of a
+    video count as one."""
+    from evaluation.checks import components
+    from evaluation.overfitting_curves import auc_error, curve_scores
+
+    rows, (label, _, group) = curve(run), validation
+    epoch, train, auc = ([row[key] for row in rows] for key in ("epoch", "train/auc", "validation/auc"))
+    component = components(group, len(label))
+    fakes, reals = (len(np.unique(component[label == one])) for one in (1, 0))
+    return curve_scores(epoch, train, auc, noise=auc_error(max(auc), fakes, reals))
+
+
+def _memorisation(train: Path, last: dict[str, Any]) -> list[Score]:
+    """Nothing where the training set has its true labels."""
+    from evaluation.overfitting_curves import error_rate, memorisation, memorisation_above_error
+
     shards = ShardSet.open(train)
-    if TRUE_LABEL in shards.column_names:
-        true = (shards.column(TRUE_LABEL) == LABELS[1]).astype(int)
-        if (true != shards.labels).any():
-            found["curve"].append(memorisation(true, true != shards.labels, last["train"][1]))
-    write_json(path, {"inputs": inputs, **{part: [score.to_dict() for score in found[part]] for part in PARTS}})
-    return path
+    if TRUE_LABEL not in shards.column_names:
+        return []
+    true = (shards.column(TRUE_LABEL) == LABELS[1]).astype(int)
+    if (true == shards.labels).all():
+        return []
+    memorised, error = memorisation(true, true != shards.labels, last["train"][1]), error_rate(*last["validation"][:2])
+    return [memorised, error, memorisation_above_error(memorised, error)]
 
 
 def read(run: Path) -> dict[str, list[Score]]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from data_shards.command import InputError, to_dict
 from data_shards.files import atomic, write_json
-from jobs import evaluate, overfit, plan, sweep_features
+from jobs import overfit, plan, sweep_features
 
 LAUNCH_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "FSDP_", "DEEPSPEED_")
 LAUNCH_VARIABLES = (
@@ -277,7 +277,6 @@ def _score(row: plan.Row, frozen: sweep_features.Frozen | None) -> None:
     features = frozen and (lambda path: frozen.of(path).features)
     for checkpoint in ("best", "last"):
         _in_batches_that_fit(partial(predict.score, row.run, sets, checkpoint, features=features))
-    evaluate.evaluate(row.run, replicates=row.replicates)
     overfit.measure(row.run, row.config.train, replicates=row.replicates)
 
 

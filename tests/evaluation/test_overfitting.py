@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from evaluation.overfitting import gap
+from evaluation.overfitting import auc_score, drop, gap, gap_between, independent_seeds, resampled_auc
 
 
 def scored(seed, shift, n=500, groups=100):
@@ -42,3 +42,25 @@ def test_both_sides_are_resampled_independently():
 def test_misfits_are_errors():
     with pytest.raises(ValueError, match="both classes"):
         gap("g", scored(0, 1.0), ([1, 1], [0.0, 1.0], [0, 1]))
+
+
+def test_a_drop_is_paired():
+    label, before, group = scored(0, 1.0)
+    after = before + np.random.default_rng(2).normal(scale=0.5, size=len(label))
+    auc = {name: resampled_auc((label, logit, group)) for name, logit in (("before", before), ("after", after))}
+    score = drop("test", auc["before"], auc["after"])
+    assert score.value == pytest.approx(roc_auc_score(label, before) - roc_auc_score(label, after), abs=1e-12)
+    assert score.low < score.value < score.high
+    same = drop("test", auc["before"], auc["before"])
+    assert (same.value, same.low, same.high) == (0, 0, 0)  # what is common cancels
+
+
+def test_one_resampling_serves_the_auc_and_its_gaps():
+    from evaluation.detection import detection
+
+    a, b = scored(0, 2.0), scored(1, 1.0)
+    first, second = (resampled_auc(side, seed=seed) for side, seed in zip((a, b), independent_seeds(2), strict=True))
+    assert gap_between("g", first, second) == gap("g", a, b)
+    bca = detection(*a, threshold=0.0)[0]
+    assert auc_score(first).value == bca.value
+    assert (auc_score(first).low, auc_score(first).high) == pytest.approx((bca.low, bca.high), abs=0.01)

@@ -4,17 +4,32 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
-from evaluation.overfitting_curves import curve_scores, drop, first_overfitting, memorisation
+from evaluation.overfitting_curves import (
+    auc_error,
+    curve_scores,
+    error_rate,
+    first_overfitting,
+    memorisation,
+    memorisation_above_error,
+)
 
 EPOCH = [1.0, 2.0, 3.0, 4.0, 5.0]
 TRAIN = [0.70, 0.80, 0.90, 0.96, 1.00]
 VALIDATION = [0.65, 0.75, 0.80, 0.79, 0.76]
 
 
-def values(*curve, **options):
-    return {score.name: score.value for score in curve_scores(*curve, **options)}
+def values(*curve, noise=0.005):
+    return {score.name: score.value for score in curve_scores(*curve, noise=noise)}
+
+
+def test_the_error_of_an_auc_by_hand():
+    # AUC .8 on 50 fakes and 50 reals: Q1 = .8 / 1.2 = .66667, Q2 = 1.28 / 1.8 = .71111, AUC^2 = .64; the variance is
+    # (.16 + 49 x .02667 + 49 x .07111) / 2500 = 4.95111 / 2500 = .0019804.
+    assert auc_error(0.8, 50, 50) == pytest.approx(0.044502, abs=1e-6)
+    assert auc_error(0.65, 211, 210) == pytest.approx(0.027, abs=5e-4)  # a validation set of 421 images
+    # A coin: Q1 = Q2 = 1/3, (m + n + 1) / (12 m n), as of the Mann-Whitney statistic.
+    assert auc_error(0.5, 30, 20) == pytest.approx(math.sqrt(51 / (12 * 600)))
 
 
 def test_a_curve_by_hand():
@@ -48,7 +63,7 @@ def test_noise_moves_the_point_forward():
     ],
 )
 def test_no_overfitting_is_not_a_number_and_area_zero(train, validation):
-    assert first_overfitting(train, validation) is None
+    assert first_overfitting(train, validation, noise=0.005) is None
     found = values(range(1, len(train) + 1), train, validation)
     assert math.isnan(found["first_overfit_epoch"])
     assert found["overfitting_area"] == 0
@@ -67,18 +82,6 @@ def test_area_and_fall_are_never_negative_and_the_point_keeps_its_promise(curve)
         assert train[first + 1 :].max() > train[first] + 0.005
 
 
-def test_drop_is_paired():
-    random = np.random.default_rng(0)
-    label, group = np.tile([0, 1], 100), np.repeat(np.arange(50), 4)
-    before = label + random.normal(size=200)
-    after = before + random.normal(scale=0.5, size=200)
-    score = drop("drop", label, before, after, group)
-    assert score.value == pytest.approx(roc_auc_score(label, before) - roc_auc_score(label, after), abs=1e-12)
-    assert score.low < score.value < score.high
-    same = drop("drop", label, before, before, group)
-    assert (same.value, same.low, same.high) == (0, 0, 0)  # what is common cancels
-
-
 def test_memorisation_by_hand():
     # Four flipped samples, truly 0, 0, 1, 1; training saw 1, 1, 0, 0. Logits 2, -1, -3, -1: the model repeats the wrong
     # label of the first, third and fourth: 3/4. Wilson with z = 1.96: (.75 + .4802 ± 1.96 sqrt(.046875 + .2401/4)) /
@@ -90,10 +93,27 @@ def test_memorisation_by_hand():
         memorisation([0, 1], [0, 0], [0.0, 1.0])
 
 
+def test_memorisation_is_held_against_the_errors_on_validation_by_hand():
+    # One of four validation samples is on the wrong side. Wilson: (.25 + .4802 -+ 1.96 sqrt(.046875 + .060025)) over
+    # 1.9604, which is (.7302 -+ .6409) / 1.9604 = [.0456, .6994].
+    error = error_rate([0, 0, 1, 1], [-1.0, 0.5, 2.0, 0.0])
+    assert (error.value, error.low, error.high) == pytest.approx((0.25, 0.0456, 0.6994), abs=5e-4)
+    # Memorisation .75 [.3006, .9544]: .5 above; low .5 - hypot(.75 - .3006, .6994 - .25), high the mirror image.
+    found = memorisation_above_error(memorisation([0, 0, 1, 1], [1, 1, 1, 1], [2, -1, -3, -1]), error)
+    width = math.hypot(0.4494, 0.4494), math.hypot(0.2044, 0.2044)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5 - width[0], 0.5 + width[1]), abs=1e-3)
+    # A coin repeats half of the flipped labels and errs on half of validation: nothing is learnt by heart.
+    random = np.random.default_rng(0)
+    labels, coin = random.integers(0, 2, (2, 400)), random.normal(size=(2, 400))
+    nothing = memorisation_above_error(memorisation(labels[0], np.ones(400), coin[0]), error_rate(labels[1], coin[1]))
+    assert nothing.low < 0 < nothing.high
+    assert memorisation(labels[0], np.ones(400), coin[0]).value == pytest.approx(0.5, abs=0.06)
+
+
 def test_misfits_are_errors():
     with pytest.raises(ValueError, match="shapes"):
-        curve_scores([1, 2], [0.5], [0.5])
+        values([1, 2], [0.5], [0.5])
     with pytest.raises(ValueError, match="rise"):
-        curve_scores([1, 1], [0.5, 0.6], [0.5, 0.5])
+        values([1, 1], [0.5, 0.6], [0.5, 0.5])
     with pytest.raises(ValueError, match="validation holds NaN"):
-        curve_scores([1, 2], [0.5, 0.6], [0.5, math.nan])
+        values([1, 2], [0.5, 0.6], [0.5, math.nan])

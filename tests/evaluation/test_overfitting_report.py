@@ -42,7 +42,7 @@ def make(backbone, rate, depth, validation, unseen, **more):
         gaps=[gap],
         last_gaps=[gap],
         drops=[],
-        curve=curve_scores(epoch, train, curve),
+        curve=curve_scores(epoch, train, curve, noise=0.005),
         evaluations=[
             {"epoch": e, "train/auc": t, "validation/auc": v} for e, t, v in zip(epoch, train, curve, strict=True)
         ],

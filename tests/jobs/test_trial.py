@@ -119,7 +119,6 @@ def test_out_of_memory_in_scoring_halves_its_batches_and_trains_nothing_again(ro
 
     monkeypatch.setattr(trial, "_fit", fit)
     monkeypatch.setattr("trainer.predict.score", score)
-    monkeypatch.setattr(trial.evaluate, "evaluate", lambda *_, **__: None)
     monkeypatch.setattr(trial.overfit, "measure", lambda *_, **__: None)
     most = 16
     trial.run_trial(row, lambda told: None)
