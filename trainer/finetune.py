@@ -22,6 +22,9 @@ from trainer.startup import Startup
 
 STOPPED = 85
 """Exit status of a run that was asked to stop and has saved its state."""
+RANK_ZERO_FIRST = 5
+"""Seconds that the other processes leave rank 0 to tell the user's mistake. Launchers look at their processes each
+second or more often."""
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -36,10 +39,11 @@ def finetune(config: FinetuneConfig) -> None:
     try:
         _finetune(config)
     except InputError:
-        if _rank() == 0:
-            raise
-        time.sleep(5)  # every process has the same one, and one line is enough: let rank 0 print it before a launcher
-        sys.exit(2)  # notices that we have left, and ends all others
+        # Mostly every process has the same one, and one line is enough: the launcher ends us when rank 0 has said it.
+        # Who is still here after that has a mistake of its own to tell, a file that only this machine lacks, say.
+        if _rank() != 0:
+            time.sleep(RANK_ZERO_FIRST)
+        raise
 
 
 def _finetune(config: FinetuneConfig) -> None:

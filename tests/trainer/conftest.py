@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_shards.command import to_dict, write_yaml
 from data_shards.pack import pack
+from tests.trainer import launching
 
 SIZES = {"train": 20, "validation": 11, "test": 6}  # pairs of a real and a fake face
 CARD = (
@@ -92,10 +93,7 @@ def launch(tmp_path):
         file = tmp_path / f"{config.directory.name}-{processes}.yaml"
         write_yaml(file, to_dict(config))
         line = command(file, processes=processes, deepspeed_stage=config.deepspeed_stage)
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        return subprocess.run(
-            line, capture_output=True, text=True, env=variables, cwd=tmp_path, timeout=500, check=False
-        )
+        return launching.run(line, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, cwd=tmp_path)
 
     return run
 

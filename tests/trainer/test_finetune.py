@@ -8,13 +8,16 @@ import sys
 
 import pytest
 
-from data_shards.command import to_dict, write_yaml
+from data_shards.command import InputError, to_dict, write_yaml
+from tests.trainer import launching
+from tests.trainer.launching import error_line
+from trainer import finetune
 from trainer.launch import SCRIPT
 
 
 def run(*arguments, **environment) -> subprocess.CompletedProcess:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=variables, timeout=200)
+    return launching.run([sys.executable, *arguments], env=variables)
 
 
 @pytest.fixture
@@ -105,9 +108,7 @@ def test_mistakes_are_one_line_and_status_2(toy_config, written, tmp_path):
     for arguments, message in cases:
         done = run("-m", "trainer.finetune", "--config", file, *arguments)
         assert done.returncode == 2
-        assert done.stderr.startswith("error: ")
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert message in error_line(done.stderr)
     assert not (tmp_path / "runs").exists()
 
 
@@ -122,6 +123,20 @@ def test_mistakes_found_on_the_way_leave_one_line_and_nothing_half_written(toy_c
     for argument, message in cases:
         done = run("-m", "trainer.finetune", "--config", file, argument)
         assert done.returncode == 2, done.stderr
-        assert done.stderr.count("\n") == 1
-        assert message in done.stderr
+        assert message in error_line(done.stderr)
     assert not list(tmp_path.glob("runs/*/*/config.yaml"))
+
+
+def test_a_mistake_of_one_process_alone_is_told_after_rank_zero_had_its_turn(toy_config, monkeypatch):
+    """A file that another machine lacks: rank 0 has nothing to say, and waits."""
+
+    def fail(config):
+        raise InputError("there is no such file here")
+
+    waited = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(finetune, "_finetune", fail)
+    monkeypatch.setattr(finetune.time, "sleep", waited.append)
+    with pytest.raises(InputError, match="no such file here"):
+        finetune.finetune(toy_config())
+    assert waited == [finetune.RANK_ZERO_FIRST]

@@ -1,6 +1,5 @@
 """The number of processes changes nothing: float64 parameters and learning rates with 1, 2 and 4 processes."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from data_shards.command import to_dict, write_yaml
+from tests.trainer.launching import run
 from trainer.launch import SCRIPT, command
 from trainer.state import read_metrics
 
@@ -27,7 +27,7 @@ def test_one_two_and_four_processes_give_the_same_parameters(toy_config, toy_car
         write_yaml(file, to_dict(config))
         line = [str(IN_DOUBLE) if part == str(SCRIPT) else part for part in command(file, processes=processes)]
         assert str(IN_DOUBLE) in line
-        done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+        done = run(line, timeout=300)
         assert done.returncode == 0, done.stderr
         rows = [row for row in read_metrics(config.directory) if "train/learning_rate" in row]
         outcomes.append((load_file(config.directory / "last.safetensors"), rows))
