@@ -3,10 +3,15 @@
 import os
 import shutil
 
+import hypothesis
 import pytest
 
 # Tiny models on two cores: threads that wait for each other cost many times what they compute. Processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says nothing on busy cores.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 def pytest_runtest_setup(item):

@@ -14,11 +14,13 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT.parent / "shared" / "assets"
+COMMAND = 600  # seconds that a command may take on busy cores
+pytestmark = pytest.mark.timeout(2 * COMMAND + 60)  # that of the fixture, and one of the test's own
 
 
 def command(*arguments: str | Path, module: str = "jobs.benchmark") -> subprocess.CompletedProcess:
     line = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=COMMAND)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def test_scores_say_what_the_files_say(finished):
 
 
 @pytest.mark.slow
-def test_auc_by_method_and_per_video_is_that_of_the_scores(finished):
+def test_auc_by_method_is_that_of_the_scores(finished):
     from pyarrow import parquet
     from sklearn.metrics import roc_auc_score
 
@@ -69,7 +71,7 @@ def test_auc_by_method_and_per_video_is_that_of_the_scores(finished):
     table = parquet.read_table(run / "scores" / "test.parquet").to_pandas()
     methods = sorted(table[table.label == 1].method.unique())
     parts = evaluation["slices"]["test"]
-    assert [name for name in parts if name != "per video"] == methods
+    assert list(parts) == methods  # and nothing per video: the sample names none
     one = table[(table.label == 0) | (table.method == methods[0])]
     assert parts[methods[0]]["value"] == pytest.approx(roc_auc_score(one.label, one.logit), abs=1e-12)
     assert sum(samples for _, _, samples in evaluation["reliability"]["test"]) == len(table)
