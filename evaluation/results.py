@@ -95,6 +95,8 @@ class Report:
     backbones: list[BackboneResult]
     definitions: dict[str, str] = field(default_factory=dict)
     """Score name → how it is computed."""
+    commit: str | None = None
+    """Of the code that made the report; None outside a checkout."""
     prediction: Prediction | None = None
     """Whether separability predicted what fine-tuning gave, and the verdicts."""
 

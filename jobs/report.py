@@ -39,6 +39,7 @@ def build(experiment: Experiment) -> Report:
     """Gather the report's content from the run directories."""
     from evaluation.prediction import predict
     from evaluation.results import Report
+    from trainer.provenance import git_commit  # torch: not for --help
 
     backbones = collect.backbone_results(experiment)
     every_score = [
@@ -57,6 +58,7 @@ def build(experiment: Experiment) -> Report:
         command=f"python -m jobs.benchmark {experiment.name}.yaml",
         versions={name: version(name) for name in PACKAGES},
         machine=machine(),
+        commit=git_commit(),
         data=[_describe(name, path) for name, path in experiment.data.by_name().items()],
         backbones=backbones,
         definitions={score.name: score.how for score in every_score},

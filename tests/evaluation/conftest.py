@@ -119,6 +119,7 @@ def make_benchmark(count=4, seeds=(0,), unseen=("resample",)) -> Report:
         command="python -m jobs.benchmark jobs/configs/quickstart.yaml",
         versions={"torch": "2.14.1", "timm": "1.0.31", "mlflow": "3.17.2"},
         machine="Some processor, 2 cores, 24 GiB, no GPU, Linux",
+        commit="0123abc",
         data=[
             {
                 "name": name, "split": "train" if name == "train" else "test", "samples": 120, "real": 60, "fake": 60,

@@ -152,6 +152,9 @@ def test_page_has_its_sections_in_order_and_every_number(page):
     assert "may not be concluded. The faces are generated and the forgeries are scripted" in page.text
     for words in ("python -m jobs.benchmark", "2 cores, 24 GiB", "0123456789ab", "synthetic kmeans_ami_k8"):
         assert words in page.text
+    made = " ".join(page.text.split())
+    assert "at commit 0123abc on Some processor, 2 cores" in made
+    assert "an earlier commit or another machine may have computed them" in made
     # headline; all scores on two sets, differences, methods, treatments, confounds, transferability on one; claims,
     # families; 4 detection metrics, gaps, data, backbones, runs
     assert len(page.tables) == TABLES
