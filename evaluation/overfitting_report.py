@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluation.overfitting_interaction import DATA, DEPTH, crossed, with_depth
 from evaluation.overfitting_response import FEWEST, importance, marginal
 from evaluation.overfitting_results import (
     SweepReport,
@@ -24,7 +25,14 @@ from evaluation.overfitting_results import (
     unseen_names,
     varied,
 )
-from evaluation.overfitting_tables import learning_curves, learning_table, score_cell, verdict_table
+from evaluation.overfitting_tables import (
+    interaction_tables,
+    learning_curves,
+    learning_table,
+    memorisation_table,
+    score_cell,
+    verdict_table,
+)
 from evaluation.overfitting_verdict import expected
 from evaluation.results import IN_DOMAIN, find, pretty
 from evaluation.score import Score
@@ -68,6 +76,8 @@ def render(report: SweepReport) -> tuple[str, list[Drawn]]:
         unfinished=[each for each in report.trials if not each.finished],
         changed=[each for each in done if each.note],
         learning=learning_table(report.trials),
+        interactions=interaction_tables(report.trials),
+        memorised=memorisation_table(report.trials),
         verdicts=verdict_table(report.trials),
         definitions=_definitions(done),
         style=style,
@@ -193,8 +203,7 @@ def _marginal_tables(trials: Sequence[TrialResult]) -> Iterator[tuple[str, Table
 
 
 def surface_axes(names: Sequence[str]) -> tuple[str, str] | None:
-    """The two hyperparameters of the gap surface: learning rate, depth and data size, as far as they were
-    varied."""
+    """The two hyperparameters of the gap surface: the first of learning rate, depth and data size that were varied."""
     wanted = [name for name in ("learning_rate", "unfrozen_blocks", "mode", "train_groups") if name in names]
     wanted += [name for name in names if name not in (*wanted, "seed")]
     return (wanted[0], wanted[1]) if len(wanted) > 1 else None
@@ -205,9 +214,16 @@ def _figures(trials: Sequence[TrialResult], importances: dict[str, list[Score]])
 
     true = clean(trials)
     axes = surface_axes(varied(true))
+    note = "Mean difference of AUC at the last checkpoint; in brackets: trials. Red: the second set is harder."
     for gap in gap_names(true) if axes else []:
-        note = "Mean difference of AUC at the last checkpoint; in brackets: trials. Red: the second set is harder."
-        yield f"Gap {gap} over {axes[0]} × {axes[1]}", sweep_figures.gap_surface(true, *axes, gap), note
+        yield f"Gap {gap} over {axes[0]} × {axes[1]}", sweep_figures.surface(true, *axes, gap), note
+    if crossed(true):
+        deep = with_depth(true)
+        for gap in gap_names(true)[:1]:
+            yield f"Gap {gap} over depth × data", sweep_figures.surface(deep, DEPTH, DATA, gap), note
+        for name in unseen_names(true):
+            figure = sweep_figures.surface(deep, DEPTH, DATA, f"AUC on {name}")
+            yield f"AUC on {name} over depth × data", figure, "Means at the selected checkpoint; in brackets: trials."
     for unseen in unseen_names(trials):
         note = "A dot per trial; dotted: equal AUC."
         yield f"Validation versus {unseen}", sweep_figures.validation_versus_unseen(trials, unseen), note
@@ -224,9 +240,12 @@ def _figures(trials: Sequence[TrialResult], importances: dict[str, list[Score]])
 
 def _definitions(trials: Sequence[TrialResult]) -> dict[str, str]:
     parts: list[Callable[[TrialResult], Sequence[Score]]] = [lambda t: t.curve, lambda t: t.last_gaps]
-    scores = [score for each in trials[:1] for part in parts for score in part(each)]
+    scores = {score.name: score for each in trials for part in parts for score in part(each)}.values()
     found = {pretty(score.name): re.sub(r"\d+\.\d{4} ", "", score.how) for score in scores}
-    return {"AUC": "P(fake scores above real) + P(equal)/2, with a BCa group-bootstrap interval", **found}
+    return {
+        "AUC": "P(fake scores above real) + P(equal)/2, with a 95 % percentile interval over resamples of groups",
+        **found,
+    }
 
 
 def _best_first(trials: Sequence[TrialResult]) -> list[TrialResult]:

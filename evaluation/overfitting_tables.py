@@ -1,11 +1,22 @@
-"""Tables of a sweep that hold backbones and families against each other: learning curves and the verdict."""
+"""Tables of a sweep that hold backbones and families against each other: learning curves, depth x data size, flipped
+labels, and the verdict."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
-from evaluation.overfitting_results import TrialResult, backbones, clean, gap_names, recommended, unseen_names
+from evaluation.overfitting_interaction import by_side, crossed
+from evaluation.overfitting_response import marginal
+from evaluation.overfitting_results import (
+    TrialResult,
+    backbones,
+    clean,
+    finished,
+    gap_names,
+    recommended,
+    unseen_names,
+)
 from evaluation.overfitting_scaling import PowerLaw, power_law
 from evaluation.overfitting_verdict import at_equal_validation, in_words, mean_difference
 from evaluation.results import find
@@ -48,6 +59,55 @@ def learning_table(trials: Sequence[TrialResult]) -> Table:
             fits = f"{law(most):.3f}, {law(2 * most):.3f}" if math.isfinite(law.scale) else NO_RESULT
             cells += [score_cell(law.exponent), Cell(fits, law(most) if math.isfinite(law.scale) else "")]
         rows.append(cells)
+    return Table("", columns, rows, [False] * len(rows))
+
+
+def interaction_tables(trials: Sequence[TrialResult]) -> list[tuple[str, Table]]:
+    """What unfreezing deeper does to the gap and to unseen AUC with little and with much data, a table each; none where
+    the sweep did not vary both."""
+    if not crossed(trials):
+        return []
+    outcomes = [(f"Gap {gap} at the end", lambda each, g=gap: find(each.last_gaps, g)) for gap in gap_names(trials)[:1]]
+    outcomes += [(f"AUC on {name}", lambda each, u=name: each.detection.get(u)) for name in unseen_names(trials)]
+    effect = "deepest minus shallowest"
+    columns = [("Backbone or family", ""), ("Effect of depth, least data", effect)]
+    columns += [("Effect of depth, most data", effect), ("Interaction", "first minus second")]
+    found = []
+    for title, outcome in outcomes:
+        rows = [[Cell(label, label), *map(score_cell, effects)] for label, effects in by_side(trials, outcome)]
+        found.append((title, Table("", columns, rows, [False] * len(rows))))
+    return found
+
+
+MEMORISATION = {
+    "memorisation": "repeats the flipped label",
+    "validation_error": "errs on validation",
+    "memorisation_above_error": "difference",
+}
+
+
+def memorisation_table(trials: Sequence[TrialResult]) -> Table:
+    """For each backbone and share of flipped labels: how many of them the last checkpoint repeats, against the errors
+    that it makes on validation; means over trials."""
+    probes = [each for each in finished(trials) if all(find(each.curve, name) for name in MEMORISATION)]
+    columns = [("Backbone", ""), ("Flipped labels", "share"), ("Trials", "")]
+    columns += [("Share", what) for what in MEMORISATION.values()]
+    rows = []
+    for backbone in backbones(probes):
+        own = [each for each in probes if each.backbone == backbone]
+        tried = [{"flipped_labels": each.values["flipped_labels"]} for each in own]
+        means = [
+            dict(marginal(tried, [_value(each.curve, name) for each in own], "flipped_labels")) for name in MEMORISATION
+        ]
+        rows += [
+            [
+                Cell(backbone, backbone),
+                Cell(share, float(share)),
+                Cell(str(score.n), score.n),
+                *(score_cell(mean[share]) for mean in means),
+            ]
+            for share, score in means[0].items()
+        ]
     return Table("", columns, rows, [False] * len(rows))
 
 

@@ -26,36 +26,39 @@ MOST_INTERVALS = 60
 COLUMNS = 3
 
 
-def gap_surface(trials: Sequence[TrialResult], x: str, y: str, gap: str) -> Figure:
-    """Mean ``gap`` at the last checkpoint over two hyperparameters, a panel per backbone; trials that differ in others
-    are averaged, and each cell says its mean and, above one, its number of trials. A hyperparameter with more than
-    eight values is cut into four parts with equally many trials. Trials with flipped labels are left out."""
-    trials = [each for each in clean(trials) if math.isfinite(outcome(each, gap))]
-    names = _names(trials, f"no finished trial has the gap {gap!r}")
+def surface(trials: Sequence[TrialResult], x: str, y: str, name: str) -> Figure:
+    """Mean gap at the last checkpoint, or mean ``AUC on …``, over two hyperparameters, a panel per backbone; trials
+    that differ in others are averaged, and each cell says its mean and, above one, its number of trials. One with more
+    than eight values is cut into four parts with equally many trials. Trials with flipped labels are left out."""
+    trials = [each for each in clean(trials) if math.isfinite(outcome(each, name))]
+    names = _names(trials, f"no finished trial has {name!r}")
     columns, rows = _parts([each.values[x] for each in trials]), _parts([each.values[y] for each in trials])
     tables = {}
-    for name in names:
+    for backbone in names:
         cells = [[[] for _ in columns[0]] for _ in rows[0]]
         for each, column, row in zip(trials, columns[1], rows[1], strict=True):
-            if each.backbone == name:
-                cells[row][column].append(outcome(each, gap))
-        tables[name] = cells
-    largest = max(abs(outcome(each, gap)) for each in trials) or 1.0
+            if each.backbone == backbone:
+                cells[row][column].append(outcome(each, name))
+        tables[backbone] = cells
+    # From the value that says nothing: no gap, or an AUC of a coin.
+    middle = 0.5 if name.startswith("AUC on ") else 0.0
+    largest = max(abs(outcome(each, name) - middle) for each in trials) or 1.0
+    colours = {"cmap": "PuOr" if middle else "RdBu_r", "vmin": middle - largest, "vmax": middle + largest}
     with matplotlib.rc_context(STYLE):
         height = 1.3 + 0.45 * len(rows[0])
         figure, grid = _grid(len(names), max(height, 2.4))
-        for axes, name in zip(grid, names, strict=False):
-            means = np.array([[np.mean(cell) if cell else np.nan for cell in row] for row in tables[name]])
-            image = axes.imshow(means, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", origin="lower")
+        for axes, backbone in zip(grid, names, strict=False):
+            means = np.array([[np.mean(cell) if cell else np.nan for cell in row] for row in tables[backbone]])
+            image = axes.imshow(means, aspect="auto", origin="lower", **colours)
             for (row, column), mean in np.ndenumerate(means):
-                count = len(tables[name][row][column])
+                count = len(tables[backbone][row][column])
                 text = "–" if not count else f"{mean:.3f}" + (f"\n({count})" if count > 1 else "")
-                colour = "white" if abs(mean) > 0.65 * largest else "black"
+                colour = "white" if abs(mean - middle) > 0.65 * largest else "black"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
             axes.set_xticks(range(len(columns[0])), columns[0], rotation=30, ha="right")
             axes.set_yticks(range(len(rows[0])), rows[0])
-            axes.set(title=name, xlabel=x, ylabel=y)
-        figure.colorbar(image, ax=list(grid), label=f"AUC gap {gap}", shrink=0.9)
+            axes.set(title=backbone, xlabel=x, ylabel=y)
+        figure.colorbar(image, ax=list(grid), label=name if middle else f"AUC gap {name}", shrink=0.9)
     return figure
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from evaluation.overfitting_report import (
 )
 from evaluation.overfitting_results import SweepReport, TrialResult, clean, finished, recommended
 from evaluation.score import Score
-from evaluation.sweep_figures import gap_surface, overfitting_curves, validation_versus_unseen
+from evaluation.sweep_figures import overfitting_curves, surface, validation_versus_unseen
+from tests.evaluation.test_report import FLAGS, Page
 
 
 def score(name, value, width=0.02):
@@ -84,13 +87,13 @@ def test_trials_with_flipped_labels_are_neither_recommended_nor_averaged_with_th
     assert recommended(mixed, "resnet") == recommended(true, "resnet")
     assert [recommended_table(each).rows[1][-1].text for each in (true, mixed)] == ["6", "6"]
     with_and_without = [
-        [text.get_text() for axes in gap_surface(each, "learning_rate", "unfrozen_blocks", "train − validation").axes
+        [text.get_text() for axes in surface(each, "learning_rate", "unfrozen_blocks", "train − validation").axes
          for text in axes.texts]
         for each in (mixed, true)
     ]  # fmt: skip
     assert with_and_without[0] == with_and_without[1]
-    for title, surface in dict(_marginal_tables(clean(mixed))).items():
-        assert surface == dict(_marginal_tables(clean(true)))[title]
+    for title, table in dict(_marginal_tables(clean(mixed))).items():
+        assert table == dict(_marginal_tables(clean(true)))[title]
     html = page(mixed)
     assert "-0.9" not in re.sub("<section id=.trials.>.*?</section>", "", html, flags=re.S)  # but in the list of trials
     # Nothing but probes: they are listed, and nothing is recommended.
@@ -128,12 +131,72 @@ def test_the_surface_averages_what_is_not_on_its_axes(trials):
     axes = surface_axes(["mode", "unfrozen_blocks", "learning_rate"])
     assert axes == ("learning_rate", "unfrozen_blocks")
     assert surface_axes(["learning_rate", "seed"]) is None
-    figure = gap_surface(trials, *axes, "train − validation")
+    figure = surface(trials, *axes, "train − validation")
     texts = [text.get_text() for text in figure.axes[0].texts]
     # One trial per cell: rate + depth / 100, rows from depth 1 upwards.
     assert texts == ["0.011", "0.020", "0.110", "0.041", "0.050", "0.140"]
-    twice = gap_surface([*trials, make("resnet", 0.001, 1, 0.8, 0.6)], *axes, "train − validation")
+    twice = surface([*trials, make("resnet", 0.001, 1, 0.8, 0.6)], *axes, "train − validation")
     assert twice.axes[1].texts[0].get_text() == "0.011\n(2)"
+
+
+def test_depth_and_data_are_drawn_even_where_a_learning_rate_was_searched(trials):
+    crossed = [
+        dataclasses.replace(each, values={**each.values, "mode": mode, "train_groups": groups})
+        for each in trials
+        for mode in ("last_blocks", "full")
+        for groups in (80, 40)
+    ]
+    titles = [title for title, _, _ in render(SweepReport("A sweep", "", "", {}, "box", {}, crossed))[1]]
+    assert titles[:3] == [
+        "Gap train − validation over learning_rate × unfrozen_blocks",
+        "Gap train − validation over depth × data",
+        "AUC on resample over depth × data",
+    ]
+    assert "Unfrozen depth × data size" in page(crossed)
+    assert "This sweep did not vary both" in page(trials)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="Debian's package chromium is not installed")
+def test_a_browser_opens_the_page_without_a_console_message(trials, tmp_path):
+    probe = make("resnet", 0.001, 1, 0.8, 0.6)
+    names = ("memorisation", "validation_error", "memorisation_above_error")
+    probe = dataclasses.replace(
+        probe,
+        values={**probe.values, "flipped_labels": 0.2},
+        curve=[*probe.curve, *(score(name, 0.4) for name in names)],
+    )
+    true = [dataclasses.replace(each, values={**each.values, "flipped_labels": 0.0}) for each in trials]
+    path, clicked = tmp_path / "report.html", tmp_path / "clicked.html"
+    path.write_text(page([*true, probe]), encoding="utf-8")
+    # A click on the test AUC of the recommended settings, in a copy whose policy admits one script more.
+    head = "AUC ↑test"
+    script = f"""for (const button of document.querySelectorAll("#recommended th button"))
+        if (button.textContent.startsWith("{head}")) {{ button.click(); button.click(); }}"""
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    clicked.write_text(policy.sub("", path.read_text()).replace("</body>", f"<script>{script}</script></body>"))
+    pages = []
+    for file in (path, clicked):
+        result = subprocess.run(
+            ["chromium", *FLAGS, f"--user-data-dir={tmp_path / file.stem}", "--dump-dom", file.as_uri()],
+            capture_output=True, text=True, timeout=120, check=True,
+        )  # fmt: skip
+        assert not re.findall(r".*CONSOLE.*|.*Content Security Policy.*", result.stderr)
+        pages.append(Page(result.stdout))
+    assert pages[0].headings[:5] == [
+        "Recommended setting of each backbone",
+        "Which family does best, and which overfits?",
+        "Learning curves",
+        "Unfrozen depth × data size",
+        "Flipped labels learnt by heart",
+    ]
+    assert len([tag for tag, a in pages[0].tags if tag == "img"]) == 4
+    column = pages[0].tables[0][0].index(head)
+    first, sorted_ = ([float(row[column].split()[0]) for row in each.tables[0][1:]] for each in pages)
+    assert sorted_ == sorted(first)
+    # What was searched is in the table of recommended settings, the share of flipped labels with it.
+    assert {"learning_rate", "unfrozen_blocks", "flipped_labels"} <= set(pages[0].tables[0][0])
+    assert "loss is <script>not</script> finite" in pages[0].text
 
 
 def test_curves_mark_the_first_overfitting(trials):
@@ -146,7 +209,7 @@ def test_curves_mark_the_first_overfitting(trials):
 
 def test_nothing_to_draw_is_an_error(trials):
     for draw in (
-        lambda t: gap_surface(t, "a", "b", "g"),
+        lambda t: surface(t, "a", "b", "g"),
         overfitting_curves,
         lambda t: validation_versus_unseen(t, "x"),
     ):
