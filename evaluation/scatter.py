@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.figures import FIRST_COLOUR, category_colours, label_names
+from evaluation.figures import COLOURS, FIRST_COLOUR, category_colours, label_names
 from evaluation.results import BackboneResult, pretty
 
 RESOLUTION = 10_000  # points are integers from 0 to this: exact to a tenth of a pixel, and short as text
@@ -21,8 +21,11 @@ def scatters(backbones: Sequence[BackboneResult]) -> list[dict[str, Any]]:
     """One plot per data set, over all backbones whose pictures show the same samples in the same order.
 
     Returns JSON-able dicts: ``data``; ``points`` (backbone → kind → x0, y0, x1, y1, … from 0 to 10,000);
-    ``factors`` (name → ``names``, ``colours`` and ``of``, an index into both per sample); ``faces`` (``address`` of one
-    image of square tiles, ``columns``, ``size``) where a backbone's arrays hold ``thumbnail``, uint8 (n, s, s, 3).
+    ``factors`` (name → ``names``, ``colours`` and ``of``, an index into both per sample); ``groups`` (``of``, a number
+    per sample, and ``colours``, which repeat: there are more groups than colours) where the arrays hold ``group``;
+    ``scores`` (backbone → per cent per sample) where they hold ``score``, the probability of being fake after
+    fine-tuning, and ``shades``, the colours from 0 to 100 %; ``faces`` (``address`` of one image of square tiles,
+    ``columns``, ``size``) where they hold ``thumbnail``, uint8 (n, s, s, 3).
     """
     plots: dict[tuple[str, bytes], dict[str, Any]] = {}
     for backbone in backbones:
@@ -35,12 +38,26 @@ def scatters(backbones: Sequence[BackboneResult]) -> list[dict[str, Any]]:
             same = (data, b"".join(np.ascontiguousarray(column).tobytes() for column in values.values()))
             if same not in plots:
                 factors = {name: _factor(column, FIRST_COLOUR[name]) for name, column in values.items()}
-                plots[same] = {"data": data, "points": {}, "factors": factors, "faces": None}
+                plots[same] = {"data": data, "points": {}, "factors": factors, "faces": None, "groups": None}
+                plots[same] |= {"scores": {}, "shades": _shades()}
             plot = plots[same]
             plot["points"][backbone.name] = {pretty(kind): _integers(arrays[kind]) for kind in KINDS if kind in arrays}
+            if plot["groups"] is None and "group" in arrays:
+                numbers = np.unique(arrays["group"], return_inverse=True)[1]
+                plot["groups"] = {"of": numbers.tolist(), "colours": list(COLOURS)}
+            if "score" in arrays:
+                plot["scores"][backbone.name] = np.rint(100 * np.asarray(arrays["score"])).astype(int).tolist()
             if plot["faces"] is None and "thumbnail" in arrays:
                 plot["faces"] = _tiles(arrays["thumbnail"])
     return list(plots.values())
+
+
+def _shades() -> list[str]:
+    """Eleven colours from blue to yellow, which colour-blind readers tell apart; the lightest would vanish on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colour) for colour in colormaps["cividis"](np.linspace(0, 0.95, 11))]
 
 
 def _factor(values: np.ndarray, first_colour: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,7 +69,7 @@ def _backbone_result(experiment: Experiment, backbone: Backbone, rows: list[plan
         imagenet_top1=math.nan if card.imagenet_top1 is None else card.imagenet_top1,
         **_size(experiment, backbone.label),
         separability={data: panel.scores for data, panel in panels.items()},
-        embeddings=_embeddings(experiment, backbone.label),
+        embeddings=_embeddings(experiment, backbone.label, finished),
         runs=runs,
         missing=missing,
         panels=panels,
@@ -151,7 +152,7 @@ def _run_result(row: plan.Row) -> RunResult:
     )
 
 
-def _embeddings(experiment: Experiment, backbone: str) -> dict[str, dict[str, Any]]:
+def _embeddings(experiment: Experiment, backbone: str, finished: list[plan.Row]) -> dict[str, dict[str, Any]]:
     import numpy as np
 
     path = embedding_file(experiment.folder, backbone)
@@ -159,11 +160,39 @@ def _embeddings(experiment: Experiment, backbone: str) -> dict[str, dict[str, An
         return {}
     with np.load(path, allow_pickle=False) as arrays:
         embedding = dict(arrays)
+    embedding |= _samples(experiment, embedding["source"], finished, len(embedding["label"]))
     faces = thumbnail_file(experiment.folder)
     if experiment.show_faces and faces.is_file():
         with np.load(faces, allow_pickle=False) as arrays:
             embedding["thumbnail"] = arrays["faces"]
     return {" + ".join(experiment.separability_sets): embedding}
+
+
+def _samples(experiment: Experiment, features: Iterable[str], finished: list[plan.Row], n: int) -> dict[str, Any]:
+    """``group`` ``(n,)`` of the samples of features files and ``score`` ``(n,)``, their probability of being fake after
+    fine-tuning, mean over seeds; as far as there are files of as many samples."""
+    import numpy as np
+    from scipy.special import expit
+
+    def column(paths: list[Path], name: str) -> list[Any]:
+        """As the only one of a list, or none."""
+        values = np.concatenate([_column(path, name) for path in paths]) if all(map(Path.is_file, paths)) else []
+        return [values] if len(values) == n else []
+
+    found = {}
+    for group in column([experiment.runs / "features" / name for name in features], "group"):
+        found["group"] = group.astype(str)
+    runs = [[row.run / "scores" / f"{data}.parquet" for data in experiment.separability_sets] for row in finished]
+    if seeds := [logits for paths in runs for logits in column(paths, "logit")]:
+        found["score"] = expit(seeds).mean(axis=0)
+    return found
+
+
+def _column(path: Path, name: str) -> Any:
+    """In the order of the samples' index, the same in features and in scores of a shard set."""
+    import pyarrow.parquet as parquet
+
+    return parquet.read_table(path, columns=["index", name]).sort_by("index")[name].to_numpy()
 
 
 def log_row(row: plan.Row, tags: dict[str, str] | None = None) -> None:

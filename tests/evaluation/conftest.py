@@ -72,7 +72,8 @@ def backbone(name, family, task, level, rng, *, seeds=(0,), initialisation="pret
     embeddings = {
         "train + resample": {
             "pca": points, "tsne": points * [1, -1] + rng.normal(size=(n, 2)), "label": label, "method": method,
-            "dataset": samples.choice(["sample", "sample-unseen"], n),
+            "dataset": samples.choice(["sample", "sample-unseen"], n), "group": np.arange(n) // 2,
+            **({"score": (label + samples.random(n)) / 2} if initialisation == "pretrained" else {}),
         }
     }  # fmt: skip
     return BackboneResult(

@@ -241,8 +241,22 @@ def test_markdown_table_has_one_line_per_backbone_and_equal_columns(report):
 def test_a_browser_opens_the_page_without_a_console_message(benchmark, text, tmp_path, kind):
     path = tmp_path / "report.html"
     path.write_text(text if kind == "plain" else render(hostile(benchmark())), encoding="utf-8")
-    # a click on a column's head, played by a copy of the page whose policy admits one script more
-    script = 'document.querySelectorAll("table")[0].tHead.rows[0].cells[3].querySelector("button").click()'
+    # a click on a column's head and on the last backbone, every choice of the scatter plot and the pointer over it all,
+    # played by a copy of the page whose policy admits one script more
+    script = """document.querySelectorAll("table")[0].tHead.rows[0].cells[3].querySelector("button").click();
+        const [backbone, kind, factor] = document.querySelectorAll(".scatter select");
+        const canvas = document.querySelector(".scatter canvas"), box = canvas.getBoundingClientRect(), seen = [];
+        for (const select of [kind, backbone, factor]) for (const { value } of [...select.options]) {
+          select.value = value;
+          select.dispatchEvent(new Event("change"));
+          if (select === factor) seen.push(value + ": " + document.querySelector(".legend").textContent);
+          for (let step = 0; step < 20; step++) canvas.dispatchEvent(new PointerEvent("pointermove",
+            { clientX: box.left + box.width * step / 20, clientY: box.top + box.height * step / 20 }));
+          if (backbone.value === backbone.options[0].value) factor.dataset.most = factor.options.length;
+        }
+        document.querySelector("#results tbody tr:last-child th a").click();
+        document.querySelector(".scatter figcaption").textContent =
+          [factor.dataset.most, factor.options.length, backbone.value, ...seen].join("; ");"""
     clicked = tmp_path / "clicked.html"
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     clicked.write_text(policy.sub("", path.read_text()).replace("</body>", f"<script>{script}</script></body>"))
@@ -257,6 +271,9 @@ def test_a_browser_opens_the_page_without_a_console_message(benchmark, text, tmp
     page, sorted_page = pages
     assert len(page.tables) == TABLES
     assert [a for tag, a in page.tags if a.get("class") == "scatter"] == [{"class": "scatter"}]  # shown, so drawn
+    # label, method, data set, group, and but for the control, which is the last backbone, the probability
+    assert "5; 4; dinov2_vits14-random; label: realfake; " in sorted_page.text
+    assert "group: 60 groups, colours repeat" in sorted_page.text
     values = [[row[3].split()[0] for row in p.tables[0][1:]] for p in pages]
     assert values[0] == ["0.710", "0.660", "0.620", "0.510"]
     assert values[1] == values[0]  # first click: best first, as it was

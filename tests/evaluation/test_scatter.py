@@ -45,6 +45,16 @@ def test_factors_name_every_sample_with_its_colour(one):
     assert plot["factors"]["method"]["colours"].count(GREY) == 6
 
 
+def test_groups_are_numbered_and_scores_belong_to_their_backbone(one):
+    group, score = np.array(["v7", "v7", "a|b"]), np.array([0.004, 0.5, 0.996])
+    [plot] = scatters([with_embedding(one, "a", group=group), with_embedding(one, "b", group=group, score=score)])
+    assert plot["groups"] == {"of": [1, 1, 0], "colours": list(COLOURS)}
+    assert plot["scores"] == {"b": [0, 50, 100]}
+    assert len(set(plot["shades"])) == 11
+    [plot] = scatters([with_embedding(one, "c")])
+    assert (plot["groups"], plot["scores"]) == (None, {})
+
+
 def test_backbones_share_a_plot_only_where_they_show_the_same_samples(one):
     other = with_embedding(one, "c", label=np.array([1, 1, 0]))
     plots = scatters([with_embedding(one, "a"), with_embedding(one, "b"), other])

@@ -7,10 +7,13 @@ import math
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from mlflow import MlflowClient
+from pyarrow import parquet
 
 from data_shards.command import from_yaml, write_yaml
 from data_shards.files import write_json
@@ -55,6 +58,20 @@ def test_pixel_features_are_a_features_file_of_the_shards(measured):
     assert found.features.shape == (120, 38)
     assert np.array_equal(found.label, shards.labels)
     assert list(found.group) == list(shards.column("group"))
+
+
+def test_pictures_know_the_group_and_the_fine_tuned_score_of_each_sample(measured, tmp_path):
+    (picture,) = collect.backbone_results(measured)[0].embeddings.values()
+    shards = ShardSet.open(measured.data.train)
+    assert list(picture["group"]) == list(shards.column("group"))
+    assert "score" not in picture  # nothing was fine-tuned
+    runs = [SimpleNamespace(run=tmp_path / "first"), SimpleNamespace(run=tmp_path / "second")]
+    for row, logit in zip(runs, (0.0, np.log(3)), strict=True):  # probabilities of 1/2 and 3/4
+        (row.run / "scores").mkdir(parents=True)
+        table = pa.table({"index": np.arange(120)[::-1], "logit": np.where(np.arange(120) == 119, logit, 0)})
+        parquet.write_table(table, row.run / "scores" / "train.parquet")
+    (picture,) = collect._embeddings(measured, measured.backbones[0].label, runs).values()
+    assert picture["score"][:2] == pytest.approx([(0.5 + 0.75) / 2, 0.5])  # sample 0 stands last in the file
 
 
 def test_scores_have_all_that_qualifies_them(measured):
