@@ -52,7 +52,7 @@ def log_result(
     figures: Mapping[str, Figure] | None = None,
     artifacts: Sequence[Path] = (),
     tags: Mapping[str, str] | None = None,
-    status: Literal["FINISHED", "RUNNING", "KILLED"] = "FINISHED",
+    status: Literal["FINISHED", "RUNNING", "KILLED", "FAILED"] = "FINISHED",
 ) -> str:
     """Log one result as the one MLflow run that carries the tag ``key``; return its run id.
 

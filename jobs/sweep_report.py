@@ -1,10 +1,9 @@
-"""What comes out of a sweep: MLflow runs, a table, and the numbers behind the report."""
+"""What comes out of a sweep: a table, the report, and the numbers behind both."""
 
 from __future__ import annotations
 
-import logging
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from data_shards.command import to_dict
 from data_shards.files import atomic
 from data_shards.manifest import ShardSet
 from data_shards.splits import components
-from jobs import collect, evaluate, overfit, report, trial
+from jobs import evaluate, overfit, report, sweep_tracking, trial
 from jobs.subset import KEYS
 from trainer.card import get_card
 
@@ -21,55 +20,12 @@ if TYPE_CHECKING:
     from evaluation.overfitting_results import SweepReport, TrialResult
     from jobs.sweep_plan import Sweep, Trial
 
-log = logging.getLogger(__name__)
-
 PACKAGES = ("torch", "timm", "ray", "optuna", "scikit-learn")
 
 
 def log_all(config: Sweep, trials: list[Trial]) -> None:
-    """One MLflow run per backbone, and below it one per finished trial. A tracking server that is away costs a
-    warning; the same sweep logs later what it missed."""
-    from evaluation.tracking import TrackingError
-
-    for backbone in range(len(config.backbones)):
-        rows = [each.row for each in trials if each.backbone == backbone and _finished(each)]
-        if not rows:
-            continue
-        try:
-            parent = _log_parent(config, backbone, rows[0].tracking_uri)
-        except TrackingError as error:
-            log.warning("%s: not logged to MLflow (%s); the same command logs it later", config.name, error)
-            return
-        for row in rows:
-            collect.log_row(trial.as_run(row), {"mlflow.parentRunId": parent})
-
-
-def _log_parent(config: Sweep, backbone: int, tracking_uri: str) -> str:
-    """The run that holds a backbone's trials; it says what was searched, so that it stays the same as trials come."""
-    from evaluation.tracking import log_result
-
-    searched = config.backbones[backbone]
-    card = get_card(searched.name, config.cards)
-    return log_result(
-        tracking_uri,
-        config.name,
-        key=f"{config.name}: {searched.label}",
-        params={
-            "label": searched.label,
-            "pretext_task": card.pretext_task,
-            "family": card.family,
-            "space": to_dict(config)["space"],
-            "sampler": config.sampler,
-            "scheduler": config.scheduler,
-        },
-        metrics={},
-        tags={"directory": str(config.folder)},
-    )
-
-
-def _finished(each: Trial) -> bool:
-    record = trial.read_record(each.row)
-    return record is not None and record["status"] == "finished"
+    """Log the trials that ended to MLflow, see jobs.sweep_tracking."""
+    sweep_tracking.log_all(config, trials, partial(_values, config))
 
 
 def write(config: Sweep, trials: list[Trial]) -> tuple[Path, str]:
@@ -86,28 +42,8 @@ def write(config: Sweep, trials: list[Trial]) -> tuple[Path, str]:
         file = config.folder / "figures" / f"{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}.png"
         file.parent.mkdir(exist_ok=True)
         figure.savefig(file, dpi=80)
-    _log_report(config, trials, path)
+    sweep_tracking.log_report(config, trials, path)
     return path, text_table(content.trials)
-
-
-def _log_report(config: Sweep, trials: list[Trial], path: Path) -> None:
-    """One more MLflow run: the report and its pictures."""
-    from evaluation.tracking import TrackingError, log_result
-
-    if not any(_finished(each) for each in trials):
-        return
-    try:
-        log_result(
-            trials[0].row.tracking_uri,
-            config.name,
-            key=f"{config.name}: report",
-            params={},
-            metrics={},
-            artifacts=[path, path.parent / "figures"],
-            tags={"directory": str(config.folder)},
-        )
-    except TrackingError as error:
-        log.warning("%s: report not logged to MLflow (%s); the same command logs it later", config.name, error)
 
 
 def build(config: Sweep, trials: list[Trial]) -> SweepReport:
