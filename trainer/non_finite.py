@@ -33,6 +33,7 @@ def explain(
     weights = engine.weights() if engine.stage else engine.module.state_dict()  # gathered by all under ZeRO-3
     if engine.accelerator.is_main_process:
         save_weights(run / "non-finite-weights.safetensors", weights, about)
+    engine.accelerator.wait_for_everyone()  # a launcher ends all processes when the first one leaves
     culprits = [key for key, ok in zip(keys, torch.isfinite(losses).tolist(), strict=True) if not ok]
     where = f"for samples {', '.join(culprits)}" if culprits else f"in a batch with {', '.join(keys)}"
     return NonFiniteLoss(
