@@ -97,7 +97,7 @@ class Experiment:
             raise InputError(f"experiment {self.name!r} lists backbone {twice[0]!r} twice; remove one")
         if not labels:
             raise InputError(f"experiment {self.name!r} has no backbones; list at least one under 'backbones'")
-        if re.search(r"://[^/\s@]*:[^/\s@]+@", self.tracking_uri or ""):
+        if re.search(r"://[^/\s@]*:[^/\s@]+@|[?&](\w*passw(or)?d|pwd)=", self.tracking_uri or "", re.I):
             raise InputError(
                 "tracking_uri holds a password, which plan and logs would show; set MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD, or for a database a file ~/.pgpass"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from data_shards.command import InputError
 from jobs import plan, record
+from jobs.status import under_way
 from trainer.finetune import STOPPED
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def run_rows(launch: Launch) -> int:
 
 
 def _to_do(launch: Launch) -> list[int]:
-    """Numbers of the rows to start, a process each: none for those where it would only find that nothing is to do."""
+    """Numbers of the rows to start, a process each: none for those where it would only find that nothing is to do, and
+    without training none that somebody else runs, who would have to stop for it."""
     asked = list(range(plan.count(launch.plan))) if launch.rows == "all" else list(dict.fromkeys(launch.rows))
     try:
         rows = dict(enumerate(plan.read(launch.plan)))
@@ -74,6 +76,9 @@ def _to_do(launch: Launch) -> list[int]:
     if len(found) < len(asked):
         what = "done already" if launch.train else "done already or not trained yet"
         print(f"{len(asked) - len(found)} of {len(asked)} rows: {what}", flush=True)
+    if not launch.train and (busy := under_way(rows[number] for number in found if number in rows)):
+        print(f"{len(busy)} rows are being run elsewhere and are left alone", flush=True)
+        found = [number for number in found if number not in busy]
     return found
 
 

@@ -39,10 +39,10 @@ def main(config: Measure) -> None:
 
     benchmark.check(experiment)
     backbone = experiment.backbones[config.backbone]
-    benchmark.measure(experiment, backbone)
-    if config.backbone == 0:  # what all backbones share is done by one of them
+    if config.backbone == 0:  # what all backbones share is done by one of them, first: it needs no weights
         benchmark.measure_pixels(experiment)
         benchmark.draw_thumbnails(experiment)
+    benchmark.measure(experiment, backbone)
     print(f"backbone {config.backbone} done: {backbone.label}")
 
 

@@ -1,4 +1,5 @@
-"""The plan: one JSON row per fine-tuning run. ``python -m jobs.plan EXPERIMENT.yaml`` writes it and prints its path.
+"""The plan: one JSON row per fine-tuning run. ``python -m jobs.plan EXPERIMENT.yaml`` writes it, and the
+experiment as it is now beside it (experiment.yaml), and prints its path.
 
 A row holds all that its run needs, so that any machine with the files can run any row; the array index of a Slurm
 job is the row's number. Equal experiments give equal plans.
@@ -14,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_shards.command import InputError, from_dict, run, to_dict
+from data_shards.command import InputError, from_dict, run, to_dict, write_yaml
 from data_shards.files import atomic
 from jobs.experiment import Backbone, Experiment
 from jobs.resources import row_resources
@@ -75,14 +76,34 @@ def make(experiment: Experiment) -> list[Row]:
 
 
 def write(experiment: Experiment) -> Path:
-    """Write ``RUNS/NAME/plan.jsonl``, whole or not at all; an unchanged plan is left alone."""
+    """Write ``RUNS/NAME/plan.jsonl``, whole or not at all; an unchanged plan is left alone. InputError if a row that
+    is queued or running would get another number."""
     path = experiment.folder / "plan.jsonl"
-    rows = ({each.name: getattr(row, each.name) for each in fields(row)} for row in make(experiment))  # plain values
-    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    rows = make(experiment)
+    values = ({each.name: getattr(row, each.name) for each in fields(row)} for row in rows)  # plain values
+    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in values)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        _keep_numbers(path, rows)
         with atomic(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def _keep_numbers(path: Path, rows: list[Row]) -> None:
+    """Jobs find their row by its number."""
+    from jobs import status
+
+    try:
+        before = read(path)
+    except InputError:  # there is none, or one that no job can read
+        return
+    moved = [row for row in before if row.number >= len(rows) or rows[row.number].run != row.run]
+    busy = moved and (status.queued(path).keys() | status.under_way(moved)) & {row.number for row in moved}
+    if busy:
+        raise InputError(
+            f"row {min(busy)} of {path} is queued or running, and would be another one by this experiment; wait for it "
+            "or cancel it, add backbones at the end, or give the experiment another name"
+        )
 
 
 def read(path: Path) -> list[Row]:
@@ -144,7 +165,11 @@ def _finetune(experiment: Experiment, backbone: Backbone) -> FinetuneConfig:
 
 
 def main(experiment: Experiment) -> None:
-    print(write(experiment))
+    """Also keeps the experiment as it is beside its plan, for the jobs that follow."""
+    path = write(experiment)
+    with atomic(path.with_name("experiment.yaml")) as temporary:
+        write_yaml(temporary, experiment)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -53,14 +53,11 @@ class RowStatus:
 
 def statuses(plan_file: Path) -> list[RowStatus]:
     """The state of every row. Takes some seconds where rows may be running: signs of life are looked for twice."""
-    from trainer.lease import HEARTBEAT, beats, owner
+    from trainer.lease import owner
 
     rows = plan.read(plan_file)
     done = {row.number for row in rows if record.is_done(row)}
-    before = {row.number: beats(row.run) for row in rows if row.number not in done}
-    if any(before.values()):
-        time.sleep(3 * HEARTBEAT)
-    alive = {row.number for row in rows if before.get(row.number) and beats(row.run) != before[row.number]}
+    alive = under_way([row for row in rows if row.number not in done])
     waiting = queued(plan_file)
     found = []
     for row in rows:
@@ -79,20 +76,31 @@ def statuses(plan_file: Path) -> list[RowStatus]:
     return found
 
 
+def under_way(rows: Iterable[plan.Row]) -> set[int]:
+    """Numbers of the rows that somebody runs, on whatever machine."""
+    from trainer.lease import HEARTBEAT, beats
+
+    before = [(row, signs) for row in rows if (signs := beats(row.run))]
+    if before:
+        time.sleep(3 * HEARTBEAT)
+    return {row.number for row, signs in before if beats(row.run) != signs}
+
+
 def queued(plan_file: Path) -> dict[int, str]:
     """Rows that are in Slurm's queue, by number, with their job; empty where there is no Slurm."""
     if shutil.which("squeue") is None:
         return {}
-    command = ["squeue", "--noheader", "--array", "--me", "--format=%F %K %T %j"]
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%F %K %T %o"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
-        print(f"squeue does not answer, the queue is left out: {answer.stderr.splitlines()[0]}", file=sys.stderr)
+        reason = next(iter(answer.stderr.splitlines()), f"exit status {answer.returncode}")
+        print(f"squeue does not answer, the queue is left out: {reason}", file=sys.stderr)
         return {}
     rows = {}
     for line in answer.stdout.splitlines():
-        job, index, state, name = line.split(maxsplit=3)
-        match = re.fullmatch(r"(.+)\+(\d+)", name)  # slurm/submit_rows.sh calls its jobs EXPERIMENT+FIRST
-        if match and match[1] == plan_file.resolve().parent.name and index.isdigit():
+        job, index, state, script = line.split(maxsplit=3)
+        match = re.search(r"\bfinetune_row[.]sh (.+) (\d+)$", script)  # slurm/submit_rows.sh: plan and first row
+        if match and index.isdigit() and Path(match[1]).resolve() == plan_file.resolve():
             rows[int(match[2]) + int(index)] = f"job {job}_{index}, {state.lower()}"
     return rows
 

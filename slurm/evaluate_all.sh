@@ -11,7 +11,7 @@
 # Score and evaluate what is trained, without training: sbatch slurm/evaluate_all.sh EXPERIMENT.yaml
 #
 # Rows do this themselves when they have been trained. This is for those that were cut off there, and for all of them
-# when the experiment has got a further unseen set. A row that is done costs nothing.
+# when the experiment has got a further unseen set. A row that is done costs nothing, one that is running is left alone.
 set -euo pipefail
 # shellcheck source=slurm/env.sh
 source "${CLUSTER_ENV:-slurm/env.sh}"

@@ -26,6 +26,7 @@ source slurm/submit.sh
 
 experiment=${1:-jobs/configs/quickstart.yaml}
 plan=$(python -m jobs.plan --config "$experiment" "${plan_options[@]}")
+experiment=$(dirname "$plan")/experiment.yaml # as it is now: what is edited later is of no concern to these jobs
 total=$(wc -l <"$plan")
 rows=0-$((total - 1))
 options=()

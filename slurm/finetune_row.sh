@@ -12,8 +12,17 @@
 # One row of a plan for each array task: sbatch --array=0-3 slurm/finetune_row.sh RUNS/NAME/plan.jsonl [FIRST_ROW]
 # With N GPUs on a node the row runs as N processes there; without, as many as the experiment says.
 set -euo pipefail
+
+# A request to stop: srun passes it on to all processes on all nodes, as soon as there is a step. Repeated, since a
+# process that is about to start does not listen yet.
+asked=0 step=
+ask() { while kill -USR1 "$step" 2>/dev/null; do sleep 5; done; }
+trap 'asked=1; [[ -z $step ]] || ask &' USR1
+
 # shellcheck source=slurm/env.sh
 source "${CLUSTER_ENV:-slurm/env.sh}"
+# shellcheck source=slurm/requeue.sh
+source slurm/requeue.sh
 
 plan=$1
 row=$((${2:-0} + SLURM_ARRAY_TASK_ID))
@@ -35,13 +44,11 @@ srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$SLURM_
             ${SLURM_GPUS_ON_NODE:+processes="$SLURM_GPUS_ON_NODE"}
     ' jobs.run "$plan" "$row" "${hosts[0]}" "$port" "job $task, start $restarts" "$log" &
 step=$!
-
-asked=0
-trap 'asked=1; kill -USR1 "$step"' USR1 # srun passes it on to all processes on all nodes
+if ((asked)); then ask & fi
 
 status=0
 wait "$step" || status=$?
-while ((status == 128 + $(kill -l USR1))); do # the signal has interrupted our wait, not the step
+while kill -0 "$step" 2>/dev/null; do # the signal has interrupted our wait, not the step
     status=0
     wait "$step" || status=$?
 done
@@ -54,6 +61,6 @@ again=
 if [[ $again ]]; then
     echo "row $row: $again"
     # by array id and index: the last task has the array's own id as its job id, and that would requeue all tasks
-    scontrol requeue "$task"
+    requeue "$task"
 fi
 exit "$status"

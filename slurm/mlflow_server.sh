@@ -26,7 +26,7 @@ port=${MLFLOW_BIND_PORT:-5000}
 mkdir -p "$runs"
 runs=$(realpath "$runs")
 store=${MLFLOW_STORE:-sqlite:///$runs/mlflow.db}
-if [[ $store =~ ://[^/@]*:[^/@]*@ ]]; then
+if [[ $store =~ ://[^/@]*:[^/@]*@ || ${store,,} =~ [?\&][a-z]*(passw(or)?d|pwd)= ]]; then
     echo "error: MLFLOW_STORE holds a password, which ps would show; put it into ~/.pgpass" >&2
     exit 2
 fi
@@ -36,7 +36,12 @@ if [[ $bind != 127.0.0.1 && $bind != localhost ]]; then
         echo "error: $bind can be reached by others; set MLFLOW_AUTH_CONFIG_PATH and MLFLOW_FLASK_SERVER_SECRET_KEY" >&2
         exit 2
     fi
-    options+=(--app-name basic-auth)
+    # by which names it may be called; others could be an attack on a browser (DNS rebinding)
+    hosts="localhost:*,127.0.0.1:*"
+    for name in $(hostname) $(hostname -f || true) $(hostname -I || true); do
+        hosts+=",$name,$name:*"
+    done
+    options+=(--app-name basic-auth --allowed-hosts "$hosts")
 fi
 echo "http://$bind:$port serves ${store%%:*} on $(hostname)"
 exec python -m mlflow server --host "$bind" --port "$port" --backend-store-uri "$store" \

@@ -11,10 +11,10 @@ source "${CLUSTER_ENV:-slurm/env.sh}"
 # shellcheck source=slurm/submit.sh
 source slurm/submit.sh
 
-plan=$1
+plan=$(realpath "$1") # jobs.status knows the jobs of a plan by it
 rows=$2
 options=("${@:3}")
-name=$(basename "$(dirname "$(realpath "$plan")")")
+name=$(basename "$(dirname "$plan")")
 logs=$(dirname "$plan")/slurm
 mkdir -p "$logs"
 

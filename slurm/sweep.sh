@@ -17,8 +17,20 @@
 # they go on elsewhere; only the first node, where the sweep itself runs, must live. Before the time limit the job asks
 # to be requeued, and goes on.
 set -euo pipefail
+
+# USR1: the time limit comes near, stop and be requeued. TERM: cancelled, or preempted, and then Slurm requeues it.
+asked=0 stopping=0 sweep=
+stop() {
+    stopping=1
+    [[ -z $sweep ]] || kill "$sweep" 2>/dev/null || true
+}
+trap 'asked=1; stop' USR1
+trap stop TERM
+
 # shellcheck source=slurm/env.sh
 source "${CLUSTER_ENV:-slurm/env.sh}"
+# shellcheck source=slurm/requeue.sh
+source slurm/requeue.sh
 
 restarts=${SLURM_RESTART_COUNT:-0}
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -56,8 +68,7 @@ trap finish EXIT
 
 python -m jobs.sweep "$@" address="$address" &
 sweep=$!
-asked=0
-trap 'asked=1; kill "$sweep"' USR1 TERM
+((!stopping)) || stop
 status=0
 wait "$sweep" || status=$?
 while kill -0 "$sweep" 2>/dev/null; do # the signal has interrupted our wait, not the sweep
@@ -67,6 +78,6 @@ done
 if ((asked)); then
     echo "sweep: stopped, to be continued"
     finish
-    scontrol requeue "$SLURM_JOB_ID"
+    requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -47,7 +47,11 @@ def test_mistakes_in_the_settings_are_told(write_experiment, tmp_path, finetune,
 
 
 def test_no_password_gets_into_a_plan(write_experiment, tmp_path):
-    for uri in ("http://me:geheim@host:5000", "postgresql://me:geheim@host/db"):
+    for uri in (
+        "http://me:geheim@host:5000",
+        "postgresql://me:geheim@host/db",
+        "postgresql://me@host/db?password=geheim",
+    ):
         with pytest.raises(InputError, match="holds a password") as refused:
             from_yaml(Experiment, write_experiment(tmp_path, tracking_uri=uri))
         assert "geheim" not in str(refused.value)
@@ -63,6 +67,26 @@ def test_a_plan_of_another_version_says_so(write_experiment, tmp_path):
         plan.row(file, 0)
     with pytest.raises(InputError, match="rows count from 0"):
         plan.row(file, -1)
+
+
+def test_rows_that_are_queued_keep_their_numbers(write_experiment, tmp_path, monkeypatch):
+    experiment = from_yaml(Experiment, write_experiment(tmp_path))
+    file = plan.write(experiment)
+    monkeypatch.setattr(status, "queued", lambda _: {1: "job 7_1, pending"})
+    with pytest.raises(InputError, match=r"row 1 of .* is queued or running"):
+        plan.write(replace(experiment, backbones=experiment.backbones[::-1]))
+    assert plan.read(file) == plan.make(experiment)
+    plan.write(replace(experiment, replicates=60))  # the same runs
+    monkeypatch.setattr(status, "queued", lambda _: {0: "job 7_0, pending"})
+    plan.write(replace(experiment, backbones=experiment.backbones[:1]))  # row 0 stays what it is
+
+
+def test_the_experiment_is_kept_beside_its_plan(write_experiment, tmp_path):
+    experiment = from_yaml(Experiment, write_experiment(tmp_path, seeds=[3]))
+    plan.main(replace(experiment, gpu_memory_gb=None, title="As it was"))
+    kept = from_yaml(Experiment, experiment.folder / "experiment.yaml")
+    assert kept == replace(experiment, title="As it was")
+    assert plan.make(kept) == plan.make(experiment)
 
 
 def test_ten_thousand_rows_are_planned_and_listed_in_seconds(write_experiment, tmp_path):

@@ -60,6 +60,29 @@ def test_resubmission_makes_failed_rows_runnable_and_says_how(planned, monkeypat
     assert capsys.readouterr().out.splitlines()[-1] == f"bash slurm/submit_rows.sh {file} 0-5"
 
 
+def test_a_queue_that_does_not_answer_is_left_out(planned, monkeypatch, tmp_path, capsys):
+    file, _ = planned
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    squeue = tmp_path / "squeue"
+    for script, reason in (("exit 3", "exit status 3"), ("echo no controller >&2; exit 1", "no controller")):
+        squeue.write_text(f"#!/bin/sh\n{script}\n")
+        squeue.chmod(0o755)
+        assert status.queued(file) == {}
+        assert capsys.readouterr().err == f"squeue does not answer, the queue is left out: {reason}\n"
+
+
+def test_a_plan_of_the_same_name_elsewhere_is_another_plan(planned, monkeypatch, tmp_path):
+    file, _ = planned
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    other = "/other/" + "/".join(file.parts[-3:])
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho 7 1 PENDING slurm/finetune_row.sh {other} 2\n")
+    squeue.chmod(0o755)
+    assert status.queued(file) == {}
+    squeue.write_text(f"#!/bin/sh\necho 7 1 PENDING slurm/finetune_row.sh {file.resolve()} 2\n")
+    assert status.queued(file) == {3: "job 7_1, pending"}
+
+
 def test_one_of_experiment_and_plan_is_needed():
     with pytest.raises(InputError, match="experiment file, or plan"):
         status.main(status.Status())

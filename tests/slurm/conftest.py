@@ -109,3 +109,9 @@ def row(tiny, undisturbed, tmp_path):
     plan = tiny.make_plan(path)
     yield plan, plan.parent / undisturbed.name
     shutil.rmtree(plan.parent)
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A folder with slurm/ of this repository and a stand-in as its python, from which to submit."""
+    return _load("standin").Workplace(tmp_path)

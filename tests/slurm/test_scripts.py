@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
-JOBS = [script for script in SCRIPTS if not re.match("env|submit[.]", script.name)]  # the others are only sourced
+JOBS = [
+    script for script in SCRIPTS if not re.match("env|submit[.]|requeue", script.name)
+]  # the others are only sourced
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -41,103 +42,6 @@ def test_a_job_is_strict_and_names_no_cluster(script):
     assert os.access(script, os.X_OK)
 
 
-# A python that knows the three commands of jobs. It appends one JSON line for each call to calls.jsonl.
-STAND_IN = """#!{python}
-import json, os, signal, socket, subprocess, sys, time
-from pathlib import Path
-
-home = Path({home!r})
-command, *arguments = sys.argv[2:]
-given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-if command == "jobs.arrays":  # the real one
-    os.execve({python!r}, [{python!r}, *sys.argv[1:]], {{**os.environ, "PYTHONPATH": {root!r}}})
-call = {{"command": command, "arguments": arguments, "host": socket.gethostname(), **given}}
-with open(home / "calls.jsonl", "a") as calls:
-    calls.write(json.dumps(call) + "\\n")
-
-if command == "jobs.plan":
-    plan = home / "runs" / "standin" / "plan.jsonl"
-    plan.parent.mkdir(parents=True, exist_ok=True)
-    rows = int((home / "rows").read_text()) if (home / "rows").exists() else 3
-    asks = json.loads((home / "asks").read_text()) if (home / "asks").exists() else {{}}
-    rows = [json.dumps({{"row": row, "resources": asks.get(str(row), {{}})}}) + "\\n" for row in range(rows)]
-    plan.write_text("".join(rows))
-    print(plan)
-elif command == "jobs.measure" and "backbone" not in given:
-    print(2)
-elif command == "jobs.run" and (home / "fail").exists() and given["row"] == "1":
-    sys.exit(1)
-elif command == "jobs.run" and (home / "fail-once").exists():
-    (home / "fail-once").unlink()
-    sys.exit(75)
-elif command == "jobs.run" and (home / "wait").exists():
-    checkpoint = home / f"checkpoint-{{given['row']}}"
-    if checkpoint.exists():
-        sys.exit(0)
-    launcher = subprocess.Popen(["sleep", "100"])  # knows nothing of USR1, as accelerate's and torchrun's
-    stopped = []
-    signal.signal(signal.SIGUSR1, lambda *_: stopped.append(True))
-    (home / f"running-{{given['row']}}").touch()
-    while not stopped and not (home / "release").exists():
-        time.sleep(0.05)
-    time.sleep(0.2)
-    assert launcher.poll() is None, "the signal has killed the launcher"
-    launcher.kill()
-    if stopped:
-        checkpoint.touch()
-    sys.exit(85 if stopped else 0)
-"""
-
-
-class Workplace:
-    """A folder with slurm/ of this repository and the stand-in as its python, from which to submit."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "slurm").symlink_to(ROOT / "slurm")
-        (folder / "bin").mkdir()
-        python = folder / "bin" / "python"
-        python.write_text(STAND_IN.format(python=sys.executable, home=str(folder), root=str(ROOT)))
-        python.chmod(python.stat().st_mode | stat.S_IXUSR)
-        facts = (
-            "row_options=(--comment=from-env)\nfeature_options=()\nreport_options=()\n"
-            "pack_options=()\nplan_options=(gpu_memory_gb=80)\n"
-            f"export PATH={folder}/bin:$PATH\n"
-        )
-        (folder / "env-test.sh").write_text(facts)
-
-    def submit(self, cluster, *arguments: str) -> str:
-        return cluster.sbatch(*arguments, cwd=self.folder, env={"CLUSTER_ENV": "env-test.sh"})
-
-    def submit_all(self, cluster, *options: str) -> tuple[str, str]:
-        """Run slurm/finetune_all.sh; returns the ids of the array and of the report."""
-        job = self.submit(cluster, "--mem=2G", "slurm/finetune_all.sh", "mine.yaml", *options)
-        cluster.wait(job)
-        log = (cluster.folder / f"job-{job}.log").read_text()
-        found = re.search(r"squeue --jobs=([\d,]+),(\d+),(\d+)", log)
-        assert found, log
-        return found[1], found[3]
-
-    def last_call(self) -> str:
-        return json.loads((self.folder / "calls.jsonl").read_text().splitlines()[-1])["command"]
-
-    def calls(self, command: str) -> list[dict]:
-        lines = (self.folder / "calls.jsonl").read_text().splitlines()
-        calls = [call for call in map(json.loads, lines) if call["command"] == command]
-        return [call for call in calls if "rows" not in call]  # rows=all is the evaluation's
-
-    def order(self) -> list[str]:
-        """What was called, in order, each once."""
-        lines = (self.folder / "calls.jsonl").read_text().splitlines()
-        calls = [("evaluation" if "rows" in call else call["command"]) for call in map(json.loads, lines)]
-        return list(dict.fromkeys(calls))
-
-
-@pytest.fixture
-def workplace(tmp_path):
-    return Workplace(tmp_path)
-
-
 @pytest.mark.slurm
 def test_one_submission_runs_all_rows_and_then_the_report(cluster, workplace):
     (workplace.folder / "fail").touch()  # row 1 fails; the others and the report go on
@@ -145,10 +49,10 @@ def test_one_submission_runs_all_rows_and_then_the_report(cluster, workplace):
     assert cluster.wait(report) == {report: "COMPLETED"}
     assert cluster.states(array) == {f"{array}_0": "COMPLETED", f"{array}_1": "FAILED", f"{array}_2": "COMPLETED"}
 
-    assert [call["arguments"] for call in workplace.calls("jobs.plan")] == 2 * [
-        ["--config", "mine.yaml", "gpu_memory_gb=80"]  # evaluate_all.sh makes it again: the shard sets may be others
-    ]
-    assert [call["arguments"] for call in workplace.calls("jobs.report")] == [["--config", "mine.yaml"]]
+    kept = f"{workplace.folder}/runs/standin/experiment.yaml"  # what comes after uses the experiment as it was
+    plans = [call["arguments"] for call in workplace.calls("jobs.plan")]
+    assert plans == [["--config", file, "gpu_memory_gb=80"] for file in ("mine.yaml", kept)]
+    assert [call["arguments"] for call in workplace.calls("jobs.report")] == [["--config", kept]]
     assert workplace.last_call() == "jobs.report"
     assert "Comment=from-env" in cluster.scontrol("show", "job", "--oneliner", f"{array}_0")
 
@@ -168,7 +72,7 @@ def test_one_submission_runs_all_rows_and_then_the_report(cluster, workplace):
 
     logs = workplace.folder / "runs" / "standin" / "slurm"
     assert sorted(path.name for path in logs.iterdir()) == [
-        f"evaluate_all-{int(report) - 1}.log",
+        f"evaluate_all-{workplace.evaluation}.log",
         f"report-{report}.log",
         *(f"row-{row}-{array}.log" for row in range(3)),
     ]
@@ -227,10 +131,8 @@ def test_the_benchmark_is_shards_features_rows_evaluation_and_a_report(cluster, 
     assert cluster.states(evaluation) == {evaluation: "COMPLETED"}
     assert cluster.states(features) == {f"{features}_0": "COMPLETED", f"{features}_1": "COMPLETED"}
     measured = [call for call in workplace.calls("jobs.measure") if "backbone" in call]
-    assert sorted((call["experiment"], call["backbone"]) for call in measured) == [
-        ("mine.yaml", "0"),
-        ("mine.yaml", "1"),
-    ]
+    kept = f"{workplace.folder}/runs/standin/experiment.yaml"
+    assert sorted((call["experiment"], call["backbone"]) for call in measured) == [(kept, "0"), (kept, "1")]
     order = workplace.order()
     assert order[-1] == "jobs.report"
     assert order.index("data_shards.pack") < order.index("jobs.run") < order.index("evaluation")
@@ -271,7 +173,7 @@ def test_a_dry_run_prints_what_would_be_submitted_and_submits_nothing(cluster, w
     assert shards.endswith(" slurm/pack_shards.sh out=s")
     assert features.startswith("sbatch --job-name=features --array=0-1 --output=")
     after = "--dependency=afterok:ID(pack_shards) --kill-on-invalid-dep=yes"
-    assert features.endswith(f" {after} slurm/features_all.sh mine.yaml")
+    assert features.endswith(f" {after} slurm/features_all.sh {workplace.folder}/runs/standin/experiment.yaml")
     plan = f"{workplace.folder}/runs/standin/plan.jsonl"
     assert rows.startswith("sbatch --job-name=standin+0 --array=0%4 --output=")
     assert rows.endswith(f" --comment=from-env {after} --mem=1G slurm/finetune_row.sh {plan} 0")
@@ -279,40 +181,6 @@ def test_a_dry_run_prints_what_would_be_submitted_and_submits_nothing(cluster, w
     assert f" --comment=from-env --gpus-per-node=8 {after}" in large
     assert "--dependency=afterany:ID(standin+0):ID(standin+0)" in evaluation
     assert "--dependency=afterany:ID(evaluate_all):ID(features)" in report
-
-
-def test_the_tracking_server_is_closed_to_others_unless_it_asks_for_a_password(workplace):
-    def serve(**settings):
-        env = os.environ | {"CLUSTER_ENV": "env-test.sh", "RUNS": str(workplace.folder / "r"), **settings}
-        command = ["bash", "slurm/mlflow_server.sh"]
-        return subprocess.run(command, cwd=workplace.folder, env=env, capture_output=True, text=True, check=False)
-
-    assert serve().returncode == 0
-    arguments = workplace.calls("mlflow")[-1]["arguments"]
-    assert arguments[:3] == ["server", "--host", "127.0.0.1"]
-    assert f"sqlite:///{workplace.folder}/r/mlflow.db" in arguments
-    refused = serve(MLFLOW_BIND="0.0.0.0")
-    assert (refused.returncode, len(workplace.calls("mlflow"))) == (2, 1)
-    assert "can be reached by others" in refused.stderr
-    assert "holds a password" in serve(MLFLOW_STORE="postgresql://me:secret@host/db").stderr
-    secret = {"MLFLOW_AUTH_CONFIG_PATH": "auth.ini", "MLFLOW_FLASK_SERVER_SECRET_KEY": "very secret"}
-    open_to_all = serve(MLFLOW_BIND="0.0.0.0", MLFLOW_STORE="postgresql://host/db", **secret)
-    assert open_to_all.returncode == 0, open_to_all.stderr
-    call = workplace.calls("mlflow")[-1]["arguments"]
-    assert call[-2:] == ["--app-name", "basic-auth"]
-    assert "very secret" not in " ".join(call) + open_to_all.stdout + open_to_all.stderr
-
-
-@pytest.mark.slurm
-def test_a_first_failure_is_tried_again(cluster, workplace):
-    (workplace.folder / "fail-once").touch()
-    job = workplace.submit(cluster, "--array=0", "slurm/finetune_row.sh", "plan.jsonl")
-    assert cluster.wait(job) == {f"{job}_0": "COMPLETED"}
-    assert cluster.restarts(f"{job}_0") == 1
-    calls = workplace.calls("jobs.run")
-    assert [call["holder"] for call in calls] == [f"job {job}_0, start 0", f"job {job}_0, start 1"]
-    assert len({call["port"] for call in calls}) == 2
-    assert all(call["log"] == f"{cluster.folder}/job-{job}.log" for call in calls)
 
 
 @pytest.mark.slurm
@@ -325,27 +193,32 @@ def test_without_gpus_the_experiment_says_how_many_processes(cluster, workplace)
 
 
 @pytest.mark.slurm
-@pytest.mark.slow
-def test_a_row_that_was_asked_to_stop_is_requeued_and_no_other(cluster, workplace):
-    (workplace.folder / "wait").touch()
-    array, report = workplace.submit_all(cluster, "--array=0-1", "--nodes=2")
-    for row in "01":
-        cluster.wait_until((workplace.folder / f"running-{row}").exists)
-    # the task whose job id is the array's own id: `scontrol requeue` of that id would requeue the whole array
-    show = {row: cluster.scontrol("show", "job", "--oneliner", f"{array}_{row}") for row in "01"}
-    (asked,) = [row for row in "01" if show[row].startswith(f"JobId={array} ")]
-    other = "10"[int(asked)]
-
-    cluster.run("scancel", "--signal=USR1", "--batch", f"{array}_{asked}")
-    cluster.wait_until(lambda: cluster.restarts(f"{array}_{asked}") == 1)
-    assert cluster.states(array)[f"{array}_{other}"] == "RUNNING"
-    (workplace.folder / "release").touch()  # the other ends while the one asked waits for its second life
-    assert cluster.wait(report) == {report: "COMPLETED"}
-    assert cluster.states(array) == {f"{array}_0": "COMPLETED", f"{array}_1": "COMPLETED"}
-    assert (cluster.restarts(f"{array}_{asked}"), cluster.restarts(f"{array}_{other}")) == (1, 0)
-    lives = {row: sum(call["row"] == row for call in workplace.calls("jobs.run")) for row in "01"}
-    assert lives == {asked: 4, other: 2}, "two machines, and two lives of the one that was asked to stop"
-    assert workplace.last_call() == "jobs.report"
+@pytest.mark.parametrize("last", ["finetune_row.sh", "report.sh"])
+def test_what_cannot_be_submitted_as_a_whole_is_cancelled(cluster, workplace, last):
+    (workplace.folder / "rows").write_text("8")  # two arrays
+    sbatch = shutil.which("sbatch", path=cluster.env["PATH"])
+    refuse = (
+        f"for word; do [[ $word == */{last} ]] && [[ -e {workplace.folder}/once || {last} == report.sh ]] && exit 1;"
+    )
+    refuse += f" [[ $word == */{last} ]] && touch {workplace.folder}/once; done\n"
+    workplace.program("sbatch", f'#!/bin/bash\n{refuse}exec {sbatch} "$@"\n')
+    before = set(cluster.states())
+    done = subprocess.run(
+        ["bash", "slurm/benchmark.sh", "mine.yaml", "--hold"],
+        cwd=workplace.folder,
+        env=cluster.env | {"CLUSTER_ENV": "env-test.sh"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    submitted = {job: state for job, state in cluster.states().items() if job not in before}
+    assert submitted
+    said = re.search("error: not everything could be submitted; cancelled again: ([0-9 ]+)$", done.stderr, re.M)[1]
+    assert {job.split("_")[0] for job in submitted} == set(said.split())
+    cluster.wait_until(lambda: cluster.ENDED.issuperset(cluster.states()[job] for job in submitted))
+    assert not workplace.calls("jobs.run")
+    assert not workplace.calls("jobs.report")
 
 
 @pytest.mark.slurm
