@@ -2,7 +2,7 @@
 folder of face images: ``python -m trainer.predict run=RUN images=FOLDER out=scores.csv``.
 
 The first writes RUN/scores/NAME.parquet (``NAME-last`` for the last instead of the selected checkpoint): ``index,
-label, group, method, dataset, logit``. Scores that are there, of the same checkpoint and data, are left alone.
+label, group, method, dataset, [video,] logit``. Scores that are there, of the same checkpoint and data, are left alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data_shards.command import InputError, from_dict, run
-from data_shards.files import atomic, sha256_file
+from data_shards.files import atomic, digest, sha256_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +77,8 @@ def score(
     for name, path in shards.items():
         opened = ShardSet.open(path)
         provenance = {"checkpoint": checkpoint, "checkpoint_sha256": weights_sha256, "data": opened.digest}
+        if opened.videos is not None:  # a carried column, which the digest of the set does not name
+            provenance["videos"] = digest(opened.videos.tolist())
         if read_provenance(files[name]) == provenance:
             continue
         if read_provenance(twins[name]) == {**provenance, "checkpoint": other}:
@@ -194,6 +196,8 @@ def _write(file: Path, shards: ShardSet, logits: torch.Tensor, provenance: dict[
 
     columns = {"index": np.arange(len(shards), dtype=np.int64), "label": shards.labels}
     columns |= {name: pa.array(shards.column(name), pa.string()) for name in ("group", "method", "dataset")}
+    if shards.videos is not None:
+        columns["video"] = pa.array(shards.videos)
     table = pa.table({**columns, "logit": logits.numpy()})
     with atomic(file) as temporary:
         pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), temporary)

@@ -59,6 +59,17 @@ def test_scores_are_made_once_per_checkpoint_and_data(finished, toy_sets):
     assert read_provenance(last)["checkpoint"] == "last"
 
 
+def test_videos_are_handed_on_and_missing_ones_made_up_for(finished, toy_sets, monkeypatch):
+    run, _ = finished
+    sets = {"test": toy_sets["test"]}
+    without = pq.read_table(score(run, sets)["test"])
+    videos = np.array([f"v{row // 2}" for row in range(len(without))], dtype=object)
+    monkeypatch.setattr(ShardSet, "videos", videos)  # a carried column: the digest of the set stays as it was
+    table = pq.read_table(score(run, sets)["test"])
+    assert table["video"].to_pylist() == videos.tolist()
+    assert table.drop_columns("video").equals(without)
+
+
 def test_where_the_last_checkpoint_is_the_selected_one_its_scores_are_copied(finished, toy_sets, monkeypatch):
     run, _ = finished
     shutil.copyfile(run / "best.safetensors", run / "last.safetensors")
