@@ -1,14 +1,19 @@
 """Evaluation where processes have different numbers of batches: a collective inside the loop would hang there."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from data_shards.command import to_dict, write_yaml
 from data_shards.loader import evaluation_batches
 from data_shards.manifest import ShardSet
 from data_shards.pack import pack
+from tests.trainer import launching
+from trainer.launch import SCRIPT, command
 
+ALL_IN_PARTS = Path(__file__).with_name("with_all_in_parts.py")
 KEYS = {"epochs": 2, "batch_size": 20, "experiment": "uneven"}
 
 
@@ -56,6 +61,9 @@ def test_plain_processes_with_one_and_two_batches(uneven, launch, alone):
 
 @pytest.mark.slow
 @pytest.mark.compiler
-def test_under_zero_3_where_a_forward_pass_involves_all_processes(uneven, launch, alone):
+def test_under_zero_3_where_a_forward_pass_involves_all_processes(uneven, alone, tmp_path):
     config = uneven(deepspeed_stage=3)
-    check(config, launch(config, 2), alone)
+    file = tmp_path / "config.yaml"
+    write_yaml(file, to_dict(config))
+    line = command(file, processes=2, deepspeed_stage=3)
+    check(config, launching.run([str(ALL_IN_PARTS) if part == str(SCRIPT) else part for part in line]), alone)
