@@ -11,6 +11,7 @@ import gc
 import math
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+WAIT = timedelta(hours=12)
+"""How long processes wait for each other. Rank 0 alone may extract features or fetch weights for hours, which torch's
+10 minutes (NCCL) or 30 (gloo) would kill. A process that dies is not waited for: launchers then end the others."""
 
 
 class LaunchError(RuntimeError):
@@ -42,8 +46,10 @@ def build_accelerator(config: FinetuneConfig) -> Accelerator:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank_batch = config.rank_batch(world)
     on_gpu = torch.cuda.is_available()
+    backend = {} if on_gpu or config.deepspeed_stage == 0 else {"backend": "gloo"}
+    group = InitProcessGroupKwargs(timeout=WAIT, **backend)
     if config.deepspeed_stage == 0:
-        accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no")
+        accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no", kwargs_handlers=[group])
     else:
         if "LOCAL_RANK" not in os.environ:
             raise InputError("DeepSpeed needs a launcher, also for one process: use python -m trainer.launch")
@@ -52,7 +58,7 @@ def build_accelerator(config: FinetuneConfig) -> Accelerator:
             deepspeed_plugin=plugin,
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             gradient_accumulation_steps=config.accumulation,
-            kwargs_handlers=[] if on_gpu else [InitProcessGroupKwargs(backend="gloo")],
+            kwargs_handlers=[group],
         )
     expected = config.processes or world
     if accelerator.num_processes != world or world != expected:
@@ -78,6 +84,8 @@ def deepspeed_config(config: FinetuneConfig, rank_batch: int) -> dict[str, Any]:
         "gradient_clipping": config.clip or 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": config.precision == "bf16"},
+        # Or else the statistics of batch norm stay float32 beside bfloat16 weights, which torch refuses.
+        "data_types": {"buffer_dtype": "bf16"} if config.precision == "bf16" else {},
         "zero_allow_untested_optimizer": True,
         # With offload too, the optimizer stays ours: Accelerate would put another one in its place, which our learning
         # rates would not reach.
@@ -109,7 +117,10 @@ class Engine:
             layer_decay=config.layer_decay,
         )
         # In the order of the optimizer's numbers; DeepSpeed puts flat partitions in their place.
-        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.parameters = {names[parameter]: parameter for parameter in learning}
+        self.initial = self._initial(model)
         if self.stage:
             self.model, self.prepared_optimizer = accelerator.prepare(model, self.optimizer)
         else:
@@ -117,6 +128,13 @@ class Engine:
         self._check()
         self.training_model = torch.compile(self.model) if config.compile else self.model
         self.ema = _moving_average(self.module, config.ema) if config.ema is not None else None
+
+    def _initial(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """On rank 0, a copy of what has no float32 master where DeepSpeed is about to round the model to bfloat16."""
+        if self.input_type is torch.float32 or not self.accelerator.is_main_process:
+            return {}
+        others = {name: value for name, value in model.state_dict().items() if name not in self.parameters}
+        return {name: value.detach().cpu().clone() for name, value in others.items()}
 
     def _check(self) -> None:
         world, kind = self.accelerator.num_processes, type(self.model).__name__
@@ -177,7 +195,7 @@ class Engine:
         """Clip the gradients and return their norm before that, a scalar; 0 under DeepSpeed, which clips itself."""
         if self.stage:
             return torch.zeros((), device=self.accelerator.device)
-        return nn.utils.clip_grad_norm_(self.parameters, math.inf if self.clip is None else self.clip)
+        return nn.utils.clip_grad_norm_(self.parameters.values(), math.inf if self.clip is None else self.clip)
 
     def finite_gradients(self) -> bool:
         """Whether the gradients are finite where ``gradient_norm`` does not tell: under DeepSpeed, a collective."""
@@ -194,10 +212,8 @@ class Engine:
             self.ema.update(self.module, number)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The whole state dict of the judged model; complete on rank 0. Collective under ZeRO-3."""
-        if self.stage:
-            return self.accelerator.get_state_dict(self.model)
-        return self.judged.state_dict()
+        """The whole state dict of the judged model, in float32; complete on rank 0. Collective under DeepSpeed."""
+        return zero.weights(self) if self.stage else self.judged.state_dict()
 
     def share_buffers(self) -> None:
         """Give every process rank 0's buffers (batch norm statistics), which DDP does before a forward only."""

@@ -133,6 +133,9 @@ def launch(options: Launch) -> None:
         port=options.port,
         deepspeed_stage=config.deepspeed_stage,
     )
+    if options.machine_rank == 0:
+        # Of an earlier launch: if this one failed before training began, it would read as stopped.
+        (config.directory / "stopped.json").unlink(missing_ok=True)
     sys.exit(start(line, config.directory))
 
 

@@ -15,11 +15,9 @@ class Startup:
     this process, or the launcher before it."""
 
     def __init__(self) -> None:
-        process = process_start()
-        command = float(os.environ.get(VARIABLE, process))
-        self.times = {"command": command}
+        self.times = {"command": command_start()}
         if VARIABLE in os.environ:
-            self.times["launcher"] = process
+            self.times["launcher"] = process_start()
 
     def mark(self, part: str) -> bool:
         """Note that ``part`` has ended; only the first time counts. Returns whether this was it."""
@@ -32,6 +30,11 @@ class Startup:
         names, times = list(self.times), list(self.times.values())
         parts = [f"{name} {end - start:.2f} s" for name, start, end in zip(names[1:], times, times[1:], strict=False)]
         return f"first update {times[-1] - times[0]:.2f} s after the command: {', '.join(parts)}"
+
+
+def command_start() -> float:
+    """When the command was given: start of the launcher, where there is one, or else of this process."""
+    return float(os.environ.get(VARIABLE) or process_start())
 
 
 def process_start() -> float:

@@ -1,8 +1,9 @@
 """The run directory: claims it, resumes it, and keeps it consistent under a kill at any moment.
 
 Rules. A state is a folder that appears whole, by a rename, after all processes have written their part; ``latest``
-names it and moves last. Whatever a state refers to is deleted only after ``latest`` has moved on. ``result.json`` is
-written last of all. Tensors are safetensors and scalars JSON, never pickle.
+names it and moves last. Whatever a state refers to is deleted only after ``latest`` has moved on, and the state before
+the newest is kept for the case that a disk loses that one. ``result.json`` is written last of all. Tensors are
+safetensors and scalars JSON, never pickle.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from data_shards.command import InputError, to_dict, write_yaml
 from data_shards.files import apply_umask, atomic, write_json
-from trainer import lease, zero
+from trainer import lease, startup, zero
 from trainer.config import FinetuneConfig, result_fields
 from trainer.distributed import Engine
 
@@ -73,9 +74,15 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
+            self._claim()
+        except BaseException:
+            self.release()
+            raise
+
+    def _claim(self) -> None:
+        try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self.release()
             raise InputError(f"another process is training {self.path}; wait for it or stop it") from None
         config_file = self.path / "config.yaml"
         if config_file.is_file():
@@ -84,7 +91,7 @@ class RunDirectory:
             with atomic(config_file) as temporary:
                 write_yaml(temporary, self.config)
         self.stopped_file.unlink(missing_ok=True)
-        if self.stop_file.exists() and self.stop_file.stat().st_mtime < psutil.Process().create_time():
+        if self.stop_file.exists() and self.stop_file.stat().st_mtime < startup.command_start():
             self.stop_file.unlink()  # meant for a process that is gone; a younger one is meant for us
 
     def stopped(self, step: int) -> None:
@@ -99,9 +106,41 @@ class RunDirectory:
             self._lock = -1
 
     def latest(self) -> Path | None:
-        """The state to resume from."""
+        """The state to resume from: the newest, or the one before where a disk has lost some of it."""
+        newest = self._newest()
+        if newest is None:
+            return None
+        for state in sorted((path for path in self.states.glob("step-*") if path <= newest), reverse=True):
+            if self._is_whole(state):
+                if state != newest:
+                    print(f"{newest} is damaged; going on from {state}", file=sys.stderr, flush=True)
+                    self._point_to(state)
+                return state
+        raise InputError(f"{newest} is damaged, and there is no other whole state; move {self.path} away to begin anew")
+
+    def _newest(self) -> Path | None:
+        """The state that ``latest`` names."""
         file = self.states / "latest"
         return self.states / file.read_text().strip() if file.is_file() else None
+
+    def _point_to(self, state: Path) -> None:
+        with atomic(self.states / "latest") as temporary:
+            temporary.write_text(state.name + "\n")
+        _flush(self.states)
+
+    def _is_whole(self, state: Path) -> bool:
+        """Whether its files are there, and as long as they say."""
+        from safetensors import SafetensorError, safe_open
+
+        parts = ("model", "optimizer") if self.config.ema is None else ("model", "optimizer", "ema")
+        try:
+            json.loads((state / "state.json").read_text(encoding="utf-8"))
+            for file in {state / f"{part}.safetensors" for part in parts} | set(state.glob("*.safetensors")):
+                with safe_open(file, "pt"):
+                    pass
+        except (OSError, ValueError, SafetensorError):
+            return False
+        return True
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl, in one write."""
@@ -139,9 +178,10 @@ class RunDirectory:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             lease.check(self.path)
+            _flush(partial)
             os.replace(partial, self.states / name)
-            with atomic(self.states / "latest") as temporary:
-                temporary.write_text(name + "\n")
+            _flush(self.states)  # a power failure must not undo the rename, and keep what follows
+            self._point_to(self.states / name)
             self._prune(progress)
 
     def load(self, accelerator: Accelerator, engine: Engine, state: Path, facts: dict[str, Any]) -> Progress:
@@ -157,7 +197,7 @@ class RunDirectory:
 
     def _prune(self, progress: Progress) -> None:
         """Delete half-written and old states, and selected weights that neither a kept state nor ``progress`` needs."""
-        latest = self.latest()
+        latest = self._newest()
         for leftover in self.states.glob(".*.partial"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         steps = sorted(path for path in self.states.glob("step-*"))
@@ -207,8 +247,10 @@ def save_engine(engine: Engine, folder: Path) -> None:
         parts["model"], parts["optimizer"] = zero.consolidate(engine)
     elif engine.accelerator.is_main_process:
         parts["model"] = engine.module.state_dict()
+        # By name: the optimizer's numbers depend on what is frozen, which depends on the number of processes.
+        names = list(engine.parameters)
         parts["optimizer"] = {
-            f"{number}.{key}": torch.as_tensor(value)
+            f"{names[number]}.{key}": torch.as_tensor(value)
             for number, entries in engine.optimizer.state_dict()["state"].items()
             for key, value in entries.items()
         }
@@ -228,16 +270,23 @@ def load_engine(engine: Engine, folder: Path) -> None:
     from safetensors.torch import load_file
 
     model, optimizer = (load_file(folder / f"{name}.safetensors") for name in ("model", "optimizer"))
+    unknown = {key.rpartition(".")[0] for key in optimizer} - engine.parameters.keys()
+    if unknown:
+        raise InputError(
+            f"{folder} has optimizer state of {min(unknown)!r}, which does not learn here: it was saved by another "
+            "version of this software; go on with that one, or move the run's folder away"
+        )
     if engine.stage:
         zero.restore(engine, model, optimizer)
         return
     engine.module.load_state_dict(model)
     if engine.ema is not None:
         engine.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+    numbers = {name: number for number, name in enumerate(engine.parameters)}
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in optimizer.items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = tensor
+    for path, tensor in optimizer.items():
+        name, _, key = path.rpartition(".")
+        state.setdefault(numbers[name], {})[key] = tensor
     groups = engine.optimizer.state_dict()["param_groups"]
     engine.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -264,10 +313,13 @@ def _load_random_state(file: Path) -> None:
             torch.cuda.set_rng_state(states["cuda"])
 
 
-def _flush(file: Path) -> None:
-    """To the disk, before a rename makes it count."""
-    with open(file, "rb") as opened:
-        os.fsync(opened.fileno())
+def _flush(path: Path) -> None:
+    """A file's bytes, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_same_config(file: Path, config: FinetuneConfig) -> None:

@@ -17,25 +17,38 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 Tensors = dict[str, torch.Tensor]
 
 
-def consolidate(engine: Engine) -> tuple[Tensors, Tensors]:
-    """The model's state dict, with float32 master weights where there are any, and the optimizer's tensors as
-    ``NUMBER.KEY``, on the CPU of rank 0; empty on other ranks."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+def weights(engine: Engine) -> Tensors:
+    """The model's state dict on the CPU of rank 0; empty on other ranks. Float32 whatever DeepSpeed computes with: what
+    learns from its master weights, and what has not moved as it was before DeepSpeed rounded it."""
+    from deepspeed.utils import safe_get_full_fp32_param
 
     main = engine.accelerator.is_main_process
-    weights = engine.weights()
-    model = {name: tensor.detach().cpu() for name, tensor in weights.items()} if main else {}
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    gathered = engine.accelerator.get_state_dict(engine.model)
+    model = {name: tensor.detach().cpu() for name, tensor in gathered.items()} if main else {}
+    model |= {name: _unrounded(model[name], initial) for name, initial in engine.initial.items()}
+    for name, parameter in engine.parameters.items():
+        master = safe_get_full_fp32_param(parameter)
+        if main:
+            model[name] = master.cpu()
+    return model
+
+
+def _unrounded(now: torch.Tensor, initial: torch.Tensor) -> torch.Tensor:
+    return initial if torch.equal(initial.to(now.dtype), now) else now.to(initial.dtype)
+
+
+def consolidate(engine: Engine) -> tuple[Tensors, Tensors]:
+    """``weights`` and the optimizer's tensors as ``PARAMETER.KEY``, on the CPU of rank 0; empty on other ranks."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    model, optimizer = weights(engine), {}
     _link(engine)
     step = next(state["step"] for state in _base(engine).state.values())
-    optimizer: Tensors = {}
-    for number, parameter in enumerate(engine.parameters):
-        master = safe_get_full_fp32_param(parameter)
+    for name, parameter in engine.parameters.items():
         moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-        if main:
-            model[names[id(parameter)]] = master.cpu()
-            optimizer |= {f"{number}.{key}": tensor.cpu() for key, tensor in moments.items()}
-            optimizer[f"{number}.step"] = torch.as_tensor(step).cpu().clone()
+        if engine.accelerator.is_main_process:
+            optimizer |= {f"{name}.{key}": tensor.cpu() for key, tensor in moments.items()}
+            optimizer[f"{name}.step"] = torch.as_tensor(step).cpu().clone()
     return model, optimizer
 
 
@@ -48,16 +61,15 @@ def restore(engine: Engine, model: Tensors, optimizer: Tensors) -> None:
         safe_set_local_optimizer_state,
     )
 
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     if engine.stage == 3:
         _load_partitioned(engine, model)
     else:
         engine.module.load_state_dict(model)
-    _allocate(engine, optimizer["0.step"])
+    _allocate(engine, next(tensor for name, tensor in optimizer.items() if name.endswith(".step")))
     _link(engine)
-    for number, parameter in enumerate(engine.parameters):
-        master = model[names[id(parameter)]].float()
-        moments = {key: optimizer[f"{number}.{key}"] for key in MOMENTS}
+    for name, parameter in engine.parameters.items():
+        master = model[name].float()
+        moments = {key: optimizer[f"{name}.{key}"] for key in MOMENTS}
         if engine.stage == 3:
             safe_set_local_fp32_param(parameter, _part(engine, parameter, master))
             for key, moment in moments.items():

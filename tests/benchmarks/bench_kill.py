@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import random
 import signal
 import sys
@@ -73,15 +72,15 @@ def main() -> None:
 
         reference = config("reference")
         assert killing.attempts(folder, reference, [{}]) == [0]
-        longest = json.loads((reference.directory / "result.json").read_text())["seconds"]
+        longest = SHARE * killing.seconds(reference.directory)
         while killed < options.kills:
             runs += 1
             one = config(f"killed-{runs}")
             count = min(IN_A_ROW, options.kills - killed)
-            plan = [{"seconds": moments.uniform(0.2, max(0.5, SHARE * longest))} for _ in range(count)]
+            plan = [{"seconds": moments.uniform(longest / 10, longest)} for _ in range(count)]
             statuses = killing.attempts(folder, one, [*plan, {}])
             hits = statuses.count(-signal.SIGKILL)
-            if statuses[-1] != 0 or killing.outcome(one.directory) != killing.outcome(reference.directory):
+            if not hits or statuses[-1] != 0 or killing.outcome(one.directory) != killing.outcome(reference.directory):
                 differing.append((runs, plan, statuses))
             killed += hits
             print(f"run {runs}: {hits} kills, {killed} of {options.kills}", file=sys.stderr, flush=True)

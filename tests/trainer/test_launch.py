@@ -5,15 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from data_shards.command import InputError, to_dict, write_yaml
+from tests.trainer.launching import error_line, run, started, wait_until
+from trainer import launch as launcher
+from trainer.begin import begin
+from trainer.card import get_card
+from trainer.config import run_name
 from trainer.launch import SCRIPT, command, exit_status
 from trainer.state import read_metrics
 
@@ -64,10 +69,9 @@ def test_mistakes_show_before_anything_starts(toy_config, tmp_path):
     for (key, value), message in zip(cases.items(), messages, strict=True):
         write_yaml(file, to_dict(toy_config()) | {key: value if isinstance(value, int) else str(value)})
         line = [sys.executable, "-m", "trainer.launch", f"finetune={file}", "processes=2"]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=100)
+        done = run(line, timeout=200)
         assert done.returncode == 2
-        assert message in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert message in error_line(done.stderr)
 
 
 def test_exit_status_comes_from_what_the_run_left(tmp_path):
@@ -81,21 +85,25 @@ def test_exit_status_comes_from_what_the_run_left(tmp_path):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Cache of one-process weights and rows by backbone and mode, trained in this process."""
+    """Cache of one-process weights and rows by what determines them, trained in this process."""
     done = {}
 
     def of(config, train):
-        key = (config.backbone, config.mode)
-        if key not in done:
+        name = run_name(config)
+        if name not in done:
             train(config)
-            done[key] = outcome(config)
-        return done[key]
+            done[name] = outcome(config)
+        return done[name]
 
     return of
 
 
 def outcome(config):
     return load_file(config.directory / "last.safetensors"), read_metrics(config.directory)
+
+
+def module_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
 
 
 def assert_same(one, other):
@@ -174,6 +182,32 @@ def test_deepspeed_on_two_processes_trains_as_one_and_resumes_elsewhere(toy_conf
 
 @pytest.mark.slow
 @pytest.mark.compiler
+@pytest.mark.parametrize(("stage", "backbone"), [(2, "tiny_resnet"), (3, "tiny_vit")])
+def test_deepspeed_in_bf16_publishes_float32_and_what_is_frozen_as_it_was(toy_config, launch, stage, backbone):
+    """Stopped and resumed on the way, which must not round anything either."""
+    keys = {**KEYS, "backbone": backbone, "mode": "last_blocks", "unfrozen_blocks": 1, "precision": "bf16"}
+    config = toy_config(**keys, deepspeed_stage=stage)
+    environment = {"TRAINER_TEST_STOP": str(config.directory / "stop")}
+    config.directory.mkdir(parents=True)
+    done = launch(config, 2, **environment, PYTHONPATH=_stopper(config.directory.parent))
+    assert exit_status(config.directory, done.returncode) == 85, done.stderr
+    done = launch(config, 2)
+    assert done.returncode == 0, done.stderr
+    model = begin(config, get_card(config.backbone, config.cards), distributed=True).model
+    initial = model.state_dict()
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for file in ("best", "last"):
+        weights = load_file(config.directory / f"{file}.safetensors")
+        assert {name: tensor.dtype for name, tensor in weights.items()} == {n: t.dtype for n, t in initial.items()}
+        for name in learning:
+            assert not torch.equal(weights[name], weights[name].bfloat16().float()), f"{name} is rounded"
+        moving = {module_of(name) for name in learning}  # batch statistics too
+        for name in weights.keys() - learning:
+            assert module_of(name) in moving or torch.equal(weights[name], initial[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
 def test_a_gradient_that_is_not_finite_under_deepspeed_stops_before_the_update(toy_config, tmp_path):
     """Though the loss is finite."""
     config = toy_config(epochs=2.4, checkpoint_steps=1, clip=None, deepspeed_stage=2)
@@ -181,7 +215,7 @@ def test_a_gradient_that_is_not_finite_under_deepspeed_stops_before_the_update(t
     write_yaml(file, to_dict(config))
     script = Path(__file__).with_name("with_bad_gradients.py")
     line = [str(script) if part == str(SCRIPT) else part for part in command(file, deepspeed_stage=2)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = run(line, cwd=tmp_path)
     assert done.returncode == 1
     assert "loss or gradient is not finite at step 3 in a batch with" in done.stderr
     assert (config.directory / "state" / "latest").read_text() == "step-00000002\n"
@@ -206,27 +240,50 @@ def test_a_launch_that_silently_starts_fewer_processes_is_refused(toy_config, tm
     file = tmp_path / "config.yaml"
     write_yaml(file, to_dict(toy_config()))
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--quiet"]
-    done = subprocess.run(
-        [*accelerate, str(SCRIPT), "--config", str(file), "processes=2"], capture_output=True, text=True, timeout=200
-    )
+    done = run([*accelerate, str(SCRIPT), "--config", str(file), "processes=2"])
     assert done.returncode != 0
     assert "1 processes work together, WORLD_SIZE is 1, 2 were asked for" in done.stderr
     assert not toy_config().directory.exists()
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_launcher_stops_the_run_with_its_state(toy_config, tmp_path):
+@pytest.mark.parametrize("moment", ["before training", "during training"])
+def test_a_signal_to_the_launcher_stops_the_run_with_its_state(toy_config, tmp_path, moment):
     config = toy_config(epochs=1e6, log_every=1)
     file = tmp_path / "config.yaml"
     write_yaml(file, to_dict(config))
-    with subprocess.Popen([sys.executable, "-m", "trainer.launch", f"finetune={file}"]) as process:
-        while not read_metrics(config.directory):
-            assert process.poll() is None
-            time.sleep(0.1)
+    with started([sys.executable, "-m", "trainer.launch", f"finetune={file}"]) as process:
+        launcher = psutil.Process(process.pid)
+        ready = launcher.children if moment == "before training" else lambda: read_metrics(config.directory)
+        wait_until(lambda: ready() or process.poll() is not None)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(100) == 85
+        assert process.wait(200) == 85
     assert (config.directory / "state" / "latest").exists()
     assert not (config.directory / "stop").exists()
+
+
+def test_a_launch_that_fails_is_not_taken_for_an_earlier_one_that_stopped(toy_config, tmp_path, monkeypatch):
+    config = toy_config()
+    write_yaml(tmp_path / "config.yaml", to_dict(config))
+    config.directory.mkdir(parents=True)
+    (config.directory / "stopped.json").touch()
+    monkeypatch.setattr(launcher, "command", lambda *_, **__: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(SystemExit) as ended:
+        launcher.launch(launcher.Launch(tmp_path / "config.yaml"))
+    assert ended.value.code == 3
+
+
+def test_what_a_command_of_a_test_starts_ends_at_its_time_limit(tmp_path):
+    """Also a process with a session of its own, as a launcher's are."""
+    inner = "import os, time; open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'ready'); time.sleep(500)"
+    outer = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+    with (
+        pytest.raises(subprocess.TimeoutExpired),
+        started([sys.executable, "-c", outer, inner], cwd=tmp_path) as process,
+    ):
+        wait_until((tmp_path / "ready").exists)
+        process.wait(0.1)
+    wait_until(lambda: not psutil.pid_exists(int((tmp_path / "ready").read_text())))
 
 
 def test_deepspeed_without_a_launcher_says_so(toy_config, train, monkeypatch):

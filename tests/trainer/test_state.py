@@ -4,8 +4,8 @@ import fcntl
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from data_shards.command import InputError, to_dict, write_yaml
 from data_shards.files import sha256_file
 from data_shards.manifest import ShardSet
 from data_shards.pack import pack
+from tests.trainer.launching import run
+from trainer import startup
 from trainer.loop import Stopped
 from trainer.state import Progress, RunDirectory, read_metrics
 
@@ -60,20 +62,27 @@ for number, attempt in enumerate(json.loads(sys.argv[2])):
 
 
 def attempts(tmp_path: Path, config, plan: list[dict]) -> list[int]:
-    """Exit status of each attempt at the same run: 0 finished, -9 killed."""
+    """Exit status of each attempt at the same run: 0 finished, -9 killed. None may fail otherwise."""
     file = tmp_path / "attempts.yaml"
     write_yaml(file, to_dict(config))
     command = [sys.executable, "-c", ZYGOTE, str(file), json.dumps(plan)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = run(command, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr
-    return [int(line) for line in done.stdout.split()]
+    statuses = [int(line) for line in done.stdout.split()]
+    assert set(statuses) <= {0, -signal.SIGKILL}, done.stderr
+    return statuses
+
+
+def seconds(directory: Path) -> float:
+    """How long a finished run trained."""
+    return json.loads((directory / "result.json").read_text())["seconds"]
 
 
 def outcome(directory: Path) -> tuple:
     """Everything about a finished run that does not depend on time."""
     rows = [
-        {key: value for key, value in row.items() if not key.startswith(("speed", "memory"))}
+        {key: value for key, value in row.items() if not key.startswith(("speed", "memory", "system", "time"))}
         for row in read_metrics(directory)
     ]
     result = json.loads((directory / "result.json").read_text())
@@ -105,10 +114,12 @@ def test_a_run_killed_around_every_rename_ends_bit_equal(toy_config, tmp_path):
 def test_a_run_killed_at_random_moments_ends_bit_equal(toy_config, tmp_path):
     keys = {**KEYS, "epochs": 8, "backbone": "tiny_resnet", "drop_path": 0.0}
     reference, killed = toy_config(**keys, experiment="whole"), toy_config(**keys, experiment="killed")
-    moments = [{"seconds": random.uniform(0.3, 2.5)} for _ in range(6)]
     assert attempts(tmp_path, reference, [{}]) == [0]
+    longest = seconds(reference.directory) / 2
+    moments = [{"seconds": random.uniform(longest / 10, longest)} for _ in range(6)]
     statuses = attempts(tmp_path, killed, [*moments, {}])
     assert statuses[-1] == 0, (moments, statuses)
+    assert -signal.SIGKILL in statuses, (moments, statuses)
     assert outcome(killed.directory) == outcome(reference.directory), moments
 
 
@@ -175,6 +186,8 @@ def test_another_config_in_the_directory_is_named(toy_config, train):
     (config.directory / "config.yaml").write_text(yaml.safe_dump({**saved, "weight_decay": 0.5, "threads": 9}))
     with pytest.raises(InputError, match=r"weight_decay \(0.5, now 0.01\); move the folder away"):
         train(config)
+    (config.directory / "config.yaml").write_text(yaml.safe_dump(saved))
+    RunDirectory(config).claim()  # the refused one has let go of it
 
 
 def test_other_data_under_the_same_path_are_refused(toy_config, toy_sets, train, tmp_path):
@@ -215,6 +228,81 @@ def test_a_stop_file_older_than_the_process_is_not_meant_for_it(toy_config, trai
     os.utime(config.directory / "stop", (1, 1))
     assert train(config)["steps"] == 3
     assert not (config.directory / "stop").exists()
+
+
+def test_a_stop_file_younger_than_the_command_is_meant_for_the_process_it_starts(toy_config, train, monkeypatch):
+    """A launcher was told to stop while the process that trains was still on its way."""
+    config = toy_config()
+    config.directory.mkdir(parents=True)
+    (config.directory / "stop").touch()
+    began = startup.process_start()
+    monkeypatch.setenv(startup.VARIABLE, str(began - 10))
+    os.utime(config.directory / "stop", (began - 5, began - 5))
+    with pytest.raises(Stopped, match="stopped at step 1;"):
+        train(config)
+
+
+def stopped_with_two_states(config, train) -> Path:
+    """The states of a run that has just saved its second."""
+
+    def stop(row):
+        (config.directory / "stop").touch()
+
+    with pytest.raises(Stopped, match="at step 3"):
+        train(config, stop)
+    return config.directory / "state"
+
+
+def damage_length(state: Path) -> None:
+    file = state / "optimizer.safetensors"
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def damage_notes(state: Path) -> None:
+    (state / "state.json").write_text("")
+
+
+def damage_all(state: Path) -> None:
+    shutil.rmtree(state)
+
+
+@pytest.mark.parametrize("damage", [damage_length, damage_notes, damage_all])
+def test_after_a_damaged_state_comes_the_one_before(toy_config, train, capfd, damage):
+    whole, config = toy_config(experiment="whole", checkpoint_steps=2), toy_config(checkpoint_steps=2)
+    train(whole)
+    states = stopped_with_two_states(config, train)
+    assert {path.name for path in states.glob("step-*")} == {"step-00000002", "step-00000003"}
+    damage(states / "step-00000003")
+    train(config)
+    assert f"step-00000003 is damaged; going on from {states / 'step-00000002'}" in capfd.readouterr().err
+    assert outcome(config.directory) == outcome(whole.directory)
+
+
+def test_without_a_whole_state_a_run_does_not_begin_anew_by_itself(toy_config, train):
+    config = toy_config(checkpoint_steps=2)
+    states = stopped_with_two_states(config, train)
+    for state in states.glob("step-*"):
+        damage_length(state)
+    with pytest.raises(InputError, match="is damaged, and there is no other whole state"):
+        train(config)
+
+
+def test_a_state_is_on_the_disk_before_latest_names_it(toy_config, train, monkeypatch):
+    """Renames too, which are only lasting when their folder has been written."""
+    config, done = toy_config(epochs=1, checkpoint_steps=1), []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda *paths: (replace(*paths), done.append(Path(paths[1]).name)))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda number: (fsync(number), done.append("disk: " + Path(os.readlink(f"/proc/self/fd/{number}")).name)),
+    )
+    train(config)
+    first = done.index("step-00000001")
+    assert done[first - 1 : first + 2] == ["disk: .step-00000001.partial", "step-00000001", "disk: state"]
+    latest = done.index("latest")
+    assert first < latest
+    assert done[latest + 1] == "disk: state"
 
 
 def test_half_written_states_are_never_read(toy_config, tmp_path):
