@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from evaluation.score import Score
 
 FEWEST = 10
 """Trials below which no forest is fitted."""
-TREES = 30
+TREES, SHUFFLES = 30, 3
 BINS = 4
 """Parts of a range in a marginal curve."""
 
@@ -34,7 +34,6 @@ def importance(
     together share their importance. Raises ValueError for fewer than ten trials, NaN or infinity.
     """
     from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
 
     names, x, y = _table(trials, outcome)
     if len(y) < FEWEST:
@@ -46,11 +45,7 @@ def importance(
         if len(rest) < 2:
             continue
         forest = RandomForestRegressor(TREES, random_state=len(found), n_jobs=1).fit(x[drawn], y[drawn])
-        found.append(
-            permutation_importance(
-                forest, x[rest], y[rest], scoring="neg_mean_absolute_error", n_repeats=3, random_state=len(found)
-            ).importances_mean
-        )
+        found.append(_rises(forest.predict, x[rest], y[rest], random))
     low, high = np.quantile(found, (0.025, 0.975), axis=0)
     how = (
         f"rise of the mean absolute error of a random forest when it is shuffled, over {len(y)} trials; "
@@ -59,6 +54,22 @@ def importance(
     mean = np.mean(found, axis=0)
     scores = [Score(*each, True, len(y), how) for each in zip(names, mean, low, high, strict=True)]
     return sorted(scores, key=lambda score: -score.value)
+
+
+def _rises(
+    predict: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    random: np.random.Generator,
+) -> NDArray[np.float64]:
+    """``(hyperparameters,)`` rise of the mean absolute error when one is shuffled, as sklearn's permutation_importance
+    has it, but all shuffles in one prediction, which takes a quarter of the time."""
+    shuffled = np.tile(x, (x.shape[1], SHUFFLES, 1, 1))
+    for column, repeats in enumerate(shuffled):
+        for repeat in repeats:
+            random.shuffle(repeat[:, column])
+    errors = np.abs(predict(shuffled.reshape(-1, x.shape[1])).reshape(shuffled.shape[:3]) - y).mean(axis=(1, 2))
+    return errors - np.abs(predict(x) - y).mean()
 
 
 def marginal(trials: Sequence[Mapping[str, Any]], outcome: ArrayLike, name: str) -> list[tuple[str, Score]]:

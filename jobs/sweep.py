@@ -120,17 +120,18 @@ def _tune(config: Sweep, source: Listed | Tpe, some: list[Trial], total: int, le
     with _ray(config) as at_once:
         from ray import tune
 
-        from jobs.tune_parts import Books, Proposals, task_rows
+        from jobs.tune_parts import Books, Proposals
 
-        books = Books(lambda: total - source.repeats, total - left, task_rows)
         storage = config.folder.resolve() / "ray"
         shutil.rmtree(storage, ignore_errors=True)  # Ray's own notes: the run directories are the record
         per_task = trials_per_task(config, left, at_once)
+        proposals = Proposals(source, begin, config.place, config.gpus_per_trial, per_task)
+        books = Books(lambda: total - source.repeats, total - left, proposals.rows)
         try:
             tuner = tune.Tuner(
                 tune.with_resources(trial.trainable, _resources(config)),
                 tune_config=tune.TuneConfig(
-                    search_alg=Proposals(source, begin, config.place, config.gpus_per_trial, per_task),
+                    search_alg=proposals,
                     scheduler=_scheduler(config),
                     num_samples=-1,
                     reuse_actors=True,

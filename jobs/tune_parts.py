@@ -29,18 +29,22 @@ class Proposals(Searcher):
     ) -> None:
         super().__init__(metric="auc", mode="max")
         self._source, self._begin, self._place, self._gpus, self._most = source, begin, place, gpus, trials_per_task
-        self._running: dict[str, list[Trial]] = {}
+        self._tasks: dict[str, list[Trial]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         proposals = self._source.next(self._most)
         if not proposals:
             return Searcher.FINISHED
-        self._running[trial_id] = [self._begin(*proposal) for proposal in proposals]
-        return trial.task_config([each.row for each in self._running[trial_id]], self._place, self._gpus)
+        self._tasks[trial_id] = [self._begin(*proposal) for proposal in proposals]
+        return trial.task_config([each.row for each in self._tasks[trial_id]], self._place, self._gpus)
+
+    def rows(self, task: Any) -> list[plan.Row]:
+        """The rows of a task. Those that were handed out, since a row works out its run directory once."""
+        return [each.row for each in self._tasks[task.trial_id]]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Ray calls it before the callbacks: what was lost or stopped has no record yet."""
-        for each in self._running.pop(trial_id):
+        for each in self._tasks[trial_id]:
             lost = error and trial.read_record(each.row) is None
             self._source.tell(each.backbone, each.values, None if lost else best_auc(each))
 
@@ -106,11 +110,6 @@ class Books(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Ray saves its callbacks with its own state, of which we make no use."""
         return {}
-
-
-def task_rows(task: Any) -> list[plan.Row]:
-    """The rows of a task."""
-    return [plan.Row(**row) for row in task.config["rows"]]
 
 
 def trial_lost(ended: Any) -> str:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.overfitting_response import importance, marginal
+from evaluation.overfitting_response import _rises, importance, marginal
 
 
 def trials(m=80, seed=0):
@@ -30,6 +30,18 @@ def test_what_moves_the_gap_is_found_and_what_does_not_is_not():
     # Shuffling a fair coin that moves the outcome by .08 costs .04 on average: half of the samples keep their value.
     assert found["mode"].value == pytest.approx(0.04, abs=0.015)
     assert importance(tried, gap)[0] == next(iter(found.values()))
+
+
+def test_the_rise_of_the_error_is_that_of_sklearn():
+    from sklearn.inspection import permutation_importance
+    from sklearn.linear_model import LinearRegression
+
+    random = np.random.default_rng(0)
+    x = random.normal(size=(4000, 3))
+    y = 2 * x[:, 0] - x[:, 1] + 0.1 * random.normal(size=4000)
+    model = LinearRegression().fit(x, y)
+    theirs = permutation_importance(model, x, y, scoring="neg_mean_absolute_error", n_repeats=3, random_state=0)
+    assert _rises(model.predict, x, y, random) == pytest.approx(theirs.importances_mean, abs=0.05)
 
 
 def test_marginals_by_hand():

@@ -25,7 +25,7 @@ def sweep_values(folder: Path, cards: Path, **changes) -> dict:
             "unseen": {"resample": str(SAMPLE / "unseen")},
         },
         "backbones": [{"name": "tiny_resnet", "initialisation": "random"}],
-        "finetune": {"mode": "full", "epochs": 3, "batch_size": 16, "checkpoint_steps": 2, "clip": None},
+        "finetune": {"mode": "full", "epochs": 6, "batch_size": 16, "checkpoint_steps": 2, "clip": None},
         "cpus_per_trial": 2,
         "cards": str(cards),
         "runs": str(folder / "runs"),
@@ -43,7 +43,18 @@ def environment(folder: Path) -> dict[str, str]:
     carry its folder."""
     launched = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_RANK": "1"}
     patient = {"RAY_worker_niceness": "0"}  # Ray's own 15 would starve on a busy machine
-    return {**os.environ, **launched, **patient, "SLURM_PROCID": "1", "OMP_NUM_THREADS": "1", MARK: str(folder)}
+    two_cores = {
+        "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}'
+    }  # whatever the machine has: cpus_per_trial=2 runs one at a time
+    return {
+        **os.environ,
+        **launched,
+        **patient,
+        **two_cores,
+        "SLURM_PROCID": "1",
+        "OMP_NUM_THREADS": "1",
+        MARK: str(folder),
+    }
 
 
 def run_sweep(folder: Path, values: dict) -> subprocess.CompletedProcess:

@@ -4,10 +4,12 @@ import copy
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,7 @@ def finished(tmp_path_factory, tiny_cards):
     return values, process
 
 
-def gone(folder: Path, seconds: float = 60) -> bool:
+def gone(folder: Path, seconds: float = 180) -> bool:
     """Whether no process of the folder's sweeps is left after a while."""
     deadline = time.monotonic() + seconds
     while processes(folder) and time.monotonic() < deadline:
@@ -70,11 +72,12 @@ def test_a_sweep_runs_and_a_failed_trial_does_not_stop_it(finished):
         assert set(json.loads((run / "evaluation.json").read_text())["detection"]) == set(
             ("train", "validation", "test", "resample")
         )
-    # A log file gets a line at the start and one per failure: no bars, no chatter of Ray.
+    # A log file gets a line at the start and one per failure: no bars, no chatter of Ray. (Libraries may warn.)
     lines = process.stderr.strip().splitlines()
-    assert lines[0] == "tiny: 3 trials, 0 of them done before"
-    assert all("learning rate" in line or "failed" in line for line in lines[1:]), process.stderr
-    assert "Trial " not in process.stdout  # nor of Ray on the other stream
+    assert "tiny: 3 trials, 0 of them done before" in lines
+    assert [line for line in lines if "failed" in line and "not finite at step" in line]
+    for stream in (process.stderr, process.stdout):
+        assert not re.search(r"^Trial |\d+%\||\(\w+ pid=\d+\)", stream, re.M), stream
     assert "report: " in process.stdout
 
 
@@ -122,7 +125,9 @@ def test_after_a_kill_the_same_command_goes_on_to_equal_results(finished, tmp_pa
     while not (second / "state" / "latest").is_file():  # the first is over, the second under way
         assert driver.poll() is None, driver.stderr.read()
         time.sleep(0.01)
-    os.kill(driver.pid, signal.SIGKILL)
+    for process in processes(tmp_path):  # driver and workers at once: a worker alone would finish its trial
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     driver.wait()
     killed_at = time.time()
     assert (first / "trial.json").is_file()
