@@ -104,6 +104,8 @@ def test_a_row_gets_the_gpus_it_needs():
     with pytest.raises(InputError, match=r"on one GPU.*deepspeed_stage=3"):
         sized(config(), 1, 8)  # weights, gradients and moments alone are 1.4 GB on each, however many there are
     assert sized(config(deepspeed_stage=3), 1.3, 8)["gpus"] > 1
+    giant = config(backbone="dinov2_vitg14", batch_size=128, deepspeed_stage=3, precision="bf16")
+    assert sized(giant, 24, 8)["gpus"] == 8
 
 
 def test_both_launchers_are_asked_in_the_same_way(tmp_path, monkeypatch):

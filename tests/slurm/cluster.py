@@ -117,7 +117,7 @@ class SlurmCluster:
         """How often a job (``"7"`` or ``"8_0"``) was requeued."""
         return int(re.search(r"\bRestarts=(\d+)", self.scontrol("show", "job", "--oneliner", job)).group(1))
 
-    def wait(self, job: str | None = None, timeout: float = 60) -> dict[str, str]:
+    def wait(self, job: str | None = None, timeout: float = 180) -> dict[str, str]:
         """Wait until the job, or every task of the array, or (None) every job has ended; returns the states."""
 
         def ended() -> bool:
@@ -132,7 +132,7 @@ class SlurmCluster:
             self.run("scancel", *left)
             self.wait()
 
-    def wait_until(self, condition, timeout: float = 60):
+    def wait_until(self, condition, timeout: float = 180):
         """Poll until ``condition()`` is true and return its value; TimeoutError shows the queue and the logs."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):
@@ -204,7 +204,7 @@ class SlurmCluster:
     def kill_slurmd(self, node: str) -> None:
         """The node's daemon only: the processes of its jobs live on."""
         top = psutil.Process(self._daemons[node].pid)
-        (slurmd,) = [child for child in [top, *top.children(recursive=True)] if child.name() == "slurmd"]
+        (slurmd,) = [child for child in [top, *top.children(recursive=True)] if _name(child) == "slurmd"]
         slurmd.kill()
         psutil.wait_procs([slurmd], timeout=10)
 
@@ -289,13 +289,15 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 MaxArraySize=6
+# the ports of rows are made from job ids: another cluster on this machine shall not use the same ones
+FirstJobId={random.randrange(1, 2000)}
 JobRequeue=1
 ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmdTimeout=10
 MessageTimeout=5
 TCPTimeout=2
-KillWait=3
+KillWait=10
 MinJobAge=3600
 Waittime=0
 {"GresTypes=gpu" if gres else ""}
@@ -328,6 +330,13 @@ def _status(process: psutil.Process) -> str:
         return process.status()
     except psutil.NoSuchProcess:
         return psutil.STATUS_ZOMBIE
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:  # a child of a job that has just ended
+        return ""
 
 
 def _free_ports(count: int) -> list[int]:

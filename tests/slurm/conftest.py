@@ -41,6 +41,14 @@ def cluster(running_cluster):
     running_cluster.cancel_all()
 
 
+@pytest.fixture
+def machines(cluster):
+    """The cluster, whose nodes have names of their own and can crash."""
+    if not cluster.namespaces:
+        skip_or_fail("nodes share this host's name, and cannot crash, without namespaces: run as root")
+    return cluster
+
+
 @pytest.fixture(scope="session")
 def running_cluster():
     module = _load("cluster")
@@ -67,8 +75,9 @@ def small_disk(cluster):
     """A folder on a disk of 32 MB that all nodes see."""
     folder = cluster.folder / "small"
     if not folder.is_mount():
-        pytest.skip("a small disk could not be mounted: only root may")
+        skip_or_fail("a small disk could not be mounted: only root may")
     yield folder
+    cluster.cancel_all()  # nobody writes there any more
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -87,27 +96,29 @@ def experiment(tiny, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(tiny, tmp_path_factory) -> Path:
-    """The run directory of a row that takes a while and was left alone."""
+    """The run directory of row 0 of a plan of two, which take a while and were left alone."""
     folder = tmp_path_factory.mktemp("undisturbed")
     # 12 training samples in updates of 4: 3 updates an epoch
     path = tiny.write_experiment(folder, epochs=UPDATES / 3, evaluate_every=100, log_every=1, checkpoint_steps=50)
     settings = yaml.safe_load(path.read_text())
     del settings["backbones"][1:]
+    settings["seeds"] = [0, 1]
     path.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "jobs.run", f"plan={tiny.make_plan(path)}", "row=0"]
+    command = [sys.executable, "-m", "jobs.run", f"plan={tiny.make_plan(path)}", "rows=all", "at_once=2"]
     subprocess.run(command, cwd=tiny.ROOT, check=True, env=os.environ | tiny.ENVIRONMENT)
-    (done,) = folder.glob("runs/tiny/*/done.json")
+    (done,) = folder.glob("runs/tiny/*-s0-*/done.json")
     return done.parent
 
 
 @pytest.fixture
-def row(tiny, undisturbed, tmp_path):
-    """The same row in a folder of its own: the plan, and the run directory to be."""
+def row(cluster, tiny, undisturbed, tmp_path):
+    """The same in a folder of its own: the plan, and the run directory of row 0 to be."""
     settings = yaml.safe_load((undisturbed.parents[2] / "tiny.yaml").read_text()) | {"runs": str(tmp_path / "runs")}
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings))
     plan = tiny.make_plan(path)
     yield plan, plan.parent / undisturbed.name
+    cluster.cancel_all()
     shutil.rmtree(plan.parent)
 
 

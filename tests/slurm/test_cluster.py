@@ -16,13 +16,11 @@ def test_an_array_runs_every_task_once(cluster, tmp_path):
     assert sorted((tmp_path / "seen").read_text().split()) == list("012345")
 
 
-def test_two_nodes_have_their_own_names_and_gpus(cluster):
-    if not cluster.namespaces:
-        pytest.skip("nodes share this host's name without namespaces: run as root")
+def test_two_nodes_have_their_own_names_and_gpus(machines):
     report = 'echo "$SLURM_NODEID $(hostname) $SLURM_GPUS_ON_NODE $CUDA_VISIBLE_DEVICES"'
-    job = cluster.sbatch("--nodes=2", "--gpus-per-node=2", "--wrap", f"srun --ntasks-per-node=1 bash -c '{report}'")
-    cluster.wait(job)
-    lines = (cluster.folder / f"job-{job}.log").read_text().splitlines()
+    job = machines.sbatch("--nodes=2", "--gpus-per-node=2", "--wrap", f"srun --ntasks-per-node=1 bash -c '{report}'")
+    machines.wait(job)
+    lines = (machines.folder / f"job-{job}.log").read_text().splitlines()
     assert sorted(lines) == ["0 n1 2 0,1", "1 n2 2 0,1"]
 
 
@@ -42,22 +40,20 @@ def test_a_signalled_job_requeues_itself(cluster, tmp_path):
     assert cluster.restarts(job) == 1
 
 
-def test_a_crashed_node_takes_its_job_down_and_slurm_requeues_it(cluster, tmp_path):
-    if not cluster.namespaces:
-        pytest.skip("kill_node needs namespaces: run as root")
-    job = cluster.sbatch("--requeue", "--nodelist=n2", "--wrap", f"{_HEARTBEAT} {tmp_path}/beat 30")
-    cluster.wait_until((tmp_path / "beat").exists)
-    cluster.kill_node("n2")
+def test_a_crashed_node_takes_its_job_down_and_slurm_requeues_it(machines, tmp_path):
+    job = machines.sbatch("--requeue", "--nodelist=n2", "--wrap", f"{_HEARTBEAT} {tmp_path}/beat 30")
+    machines.wait_until((tmp_path / "beat").exists)
+    machines.kill_node("n2")
     try:
-        assert _stands_still(cluster, tmp_path / "beat")
+        assert _stands_still(machines, tmp_path / "beat")
         # Slurm would notice by itself after SlurmdTimeout; saying so is faster
-        cluster.scontrol("update", "NodeName=n2", "State=DOWN", "Reason=crashed")
-        cluster.wait_until(lambda: cluster.restarts(job) == 1)
-        assert cluster.states(job) == {job: "PENDING"}
+        machines.scontrol("update", "NodeName=n2", "State=DOWN", "Reason=crashed")
+        machines.wait_until(lambda: machines.restarts(job) == 1)
+        assert machines.states(job) == {job: "PENDING"}
     finally:
-        cluster.run("scancel", job)
-        cluster.start_node("n2")
-        cluster.wait_idle()
+        machines.run("scancel", job)
+        machines.start_node("n2")
+        machines.wait_idle()
 
 
 def test_a_job_outlives_its_slurmd(cluster, tmp_path):

@@ -54,9 +54,7 @@ def test_every_row_is_finished_once_and_reported(cluster, experiment):
 @pytest.mark.slurm
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_row_on_two_nodes_stops_on_request_and_continues(cluster, experiment):
-    if not cluster.namespaces:
-        pytest.skip("the nodes find each other by name only in namespaces: run as root")
+def test_a_row_on_two_nodes_stops_on_request_and_continues(machines, experiment):
     settings = yaml.safe_load(experiment.read_text())
     settings["finetune"] |= {"epochs": 60, "evaluate_every": 30, "log_every": 1}  # 180 updates: time to be stopped in
     experiment.write_text(yaml.safe_dump(settings))
@@ -70,11 +68,11 @@ def test_a_row_on_two_nodes_stops_on_request_and_continues(cluster, experiment):
     ).stdout.strip()
     log = experiment.parent / "row.log"
     arguments = ("--nodes=2", "--array=0", f"--output={log}", "slurm/finetune_row.sh", plan)
-    job = cluster.sbatch(*arguments, cwd=ROOT, env=environment)
+    job = machines.sbatch(*arguments, cwd=ROOT, env=environment)
 
-    cluster.wait_until(lambda: list(Path(plan).parent.glob("*/metrics.jsonl")), timeout=120)
-    cluster.run("scancel", "--signal=USR1", "--batch", f"{job}_0")
-    cluster.wait_until(lambda: cluster.restarts(f"{job}_0") == 1, timeout=60)
-    assert cluster.wait(job, timeout=240) == {f"{job}_0": "COMPLETED"}, log.read_text()
+    machines.wait_until(lambda: list(Path(plan).parent.glob("*/metrics.jsonl")), timeout=120)
+    machines.run("scancel", "--signal=USR1", "--batch", f"{job}_0")
+    machines.wait_until(lambda: machines.restarts(f"{job}_0") == 1, timeout=60)
+    assert machines.wait(job, timeout=240) == {f"{job}_0": "COMPLETED"}, log.read_text()
     assert re.search(r"180 updates.* resumed after update [1-9]", log.read_text())
     assert len(list(Path(plan).parent.glob("*/evaluation.json"))) == 1

@@ -83,14 +83,14 @@ def make_plan(experiment: Path) -> Path:
     return Path(done.stdout.strip())
 
 
-def submit_row(cluster, plan: Path, *options: str) -> str:
-    """Submit row 0 of a plan; returns the array's id."""
-    arguments = ("--array=0", f"--output={plan.parent}/row.log", *options, "slurm/finetune_row.sh", plan)
-    return cluster.sbatch(*arguments, cwd=ROOT, env=ENVIRONMENT)
+def submit_row(cluster, plan: Path, *options: str, rows: str = "0", **environment: str) -> str:
+    """Submit row 0 of a plan, or others; returns the array's id."""
+    arguments = (f"--array={rows}", f"--output={plan.parent}/row.log", *options, "slurm/finetune_row.sh", plan)
+    return cluster.sbatch(*arguments, cwd=ROOT, env=ENVIRONMENT | environment)
 
 
 def log(plan: Path) -> str:
-    """What row 0 of a plan has said."""
+    """What the rows of a plan have said."""
     return (plan.parent / "row.log").read_text()
 
 
