@@ -5,7 +5,8 @@ A command is a dataclass (the one place of its defaults) and a function that tak
     if __name__ == "__main__":
         run(PackConfig, pack_command)
 
-Values come from defaults, then ``--config FILE.yaml`` (or just ``FILE.yaml``), then ``key=value`` or ``--key value``.
+Values come from defaults, then ``--config FILE.yaml`` (or just ``FILE.yaml``), then ``key=value`` or ``--key value``;
+``--key`` alone means true.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import difflib
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ class InputError(ValueError):
 
 def parse(config_class: type[T], argv: Sequence[str]) -> T:
     """Build ``config_class`` from defaults, ``--config`` YAML and overrides; raise InputError on any misfit."""
-    return _build(config_class, lambda parser: parser.parse_args(_as_options(argv)))
+    return _build(config_class, lambda parser: parser.parse_args(_as_options(argv, _switches(config_class))))
 
 
 def from_dict(config_class: type[T], values: dict[str, Any]) -> T:
@@ -116,14 +117,22 @@ def _parser(config_class: type) -> Any:
     return parser
 
 
-def _as_options(argv: Sequence[str]) -> list[str]:
-    """People type ``FILE.yaml`` and ``key=value``; ``--config FILE.yaml`` and ``--key=value`` is what is parsed."""
+def _switches(config_class: type) -> set[str]:
+    """The keys that are true or false, as options."""
+    return {f"--{name}" for name, hint in typing.get_type_hints(config_class).items() if hint is bool}
+
+
+def _as_options(argv: Sequence[str], switches: Set[str]) -> list[str]:
+    """People type ``FILE.yaml``, ``key=value`` and ``--switch``; ``--config FILE.yaml`` and ``--key=value`` is what is
+    parsed."""
     options: list[str] = []
-    for argument in argv:
+    for argument, following in zip(argv, [*argv, ""][1:], strict=True):
         if re.match(r"[A-Za-z_][\w.-]*\+?=", argument):
             options.append(f"--{argument}")
         elif argument.endswith((".yaml", ".yml")) and not argument.startswith("-") and "--config" not in options[-1:]:
             options += ["--config", argument]
+        elif argument in switches and following.lower() not in ("true", "false"):
+            options.append(f"{argument}=true")
         else:
             options.append(argument)
     return options

@@ -35,6 +35,23 @@ def test_defaults_then_file_then_command_line(tmp_path):
     assert parse(Config, ["--config", str(file)]) == Config("vit", 5, Optimizer(0.1))
 
 
+@dataclass
+class Switched:
+    profile: bool = False
+    flip: bool = True
+
+
+@pytest.mark.parametrize("argv", [["--profile"], ["--profile", "flip=true"], ["--profile", "true"], ["profile=true"]])
+def test_a_switch_alone_means_true(argv):
+    assert parse(Switched, argv) == Switched(profile=True)
+
+
+def test_a_switch_leaves_what_follows_alone(tmp_path):
+    (tmp_path / "c.yaml").write_text("flip: false\n")
+    assert parse(Switched, ["--profile", str(tmp_path / "c.yaml")]) == Switched(profile=True, flip=False)
+    assert parse(Switched, ["--profile", "false"]) == Switched()
+
+
 def test_round_trip_through_dict_and_yaml(tmp_path):
     config = Config("vit", 2, Optimizer(0.5), {"stylegan": Path("a/b")})
     assert from_dict(Config, to_dict(config)) == config
