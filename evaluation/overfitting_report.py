@@ -213,17 +213,12 @@ def _figures(trials: Sequence[TrialResult], importances: dict[str, list[Score]])
     from evaluation import sweep_figures
 
     true = clean(trials)
+    deep = with_depth(true) if crossed(true) else []
     axes = surface_axes(varied(true))
-    note = "Mean difference of AUC at the last checkpoint; in brackets: trials. Red: the second set is harder."
-    for gap in gap_names(true) if axes else []:
-        yield f"Gap {gap} over {axes[0]} × {axes[1]}", sweep_figures.surface(true, *axes, gap), note
-    if crossed(true):
-        deep = with_depth(true)
-        for gap in gap_names(true)[:1]:
-            yield f"Gap {gap} over depth × data", sweep_figures.surface(deep, DEPTH, DATA, gap), note
-        for name in unseen_names(true):
-            figure = sweep_figures.surface(deep, DEPTH, DATA, f"AUC on {name}")
-            yield f"AUC on {name} over depth × data", figure, "Means at the selected checkpoint; in brackets: trials."
+    if axes and not (deep and DATA in axes):  # which are depth and data
+        yield from _surfaces(true, *axes, gap_names(true))
+    if deep:
+        yield from _surfaces(deep, DEPTH, DATA, [*gap_names(true), *(f"AUC on {name}" for name in unseen_names(true))])
     for unseen in unseen_names(trials):
         note = "A dot per trial; dotted: equal AUC."
         yield f"Validation versus {unseen}", sweep_figures.validation_versus_unseen(trials, unseen), note
@@ -236,6 +231,17 @@ def _figures(trials: Sequence[TrialResult], importances: dict[str, list[Score]])
         yield "Learning curves", sweep_figures.learning_curves(curves), note
     if importances:
         yield "Importance", sweep_figures.importance_bars(importances), "Bars with 95 % intervals over trials."
+
+
+def _surfaces(trials: Sequence[TrialResult], x: str, y: str, outcomes: Sequence[str]) -> Iterator[Drawn]:
+    from evaluation import sweep_figures
+
+    for name in outcomes:
+        auc = name.startswith("AUC on ")
+        note = "Means at the selected checkpoint; in brackets: trials. Orange: below a coin."
+        if not auc:
+            note = "Mean difference of AUC at the last checkpoint; in brackets: trials. Red: the second set is harder."
+        yield f"{'' if auc else 'Gap '}{name} over {x} × {y}", sweep_figures.surface(trials, x, y, name), note
 
 
 def _definitions(trials: Sequence[TrialResult]) -> dict[str, str]:

@@ -149,10 +149,20 @@ def test_depth_and_data_are_drawn_even_where_a_learning_rate_was_searched(trials
     titles = [title for title, _, _ in render(SweepReport("A sweep", "", "", {}, "box", {}, crossed))[1]]
     assert titles[:3] == [
         "Gap train − validation over learning_rate × unfrozen_blocks",
-        "Gap train − validation over depth × data",
-        "AUC on resample over depth × data",
+        "Gap train − validation over unfrozen depth × train_groups",
+        "AUC on resample over unfrozen depth × train_groups",
     ]
     assert "Unfrozen depth × data size" in page(crossed)
+    only = [  # mode and groups, as in jobs/configs/sweep_real_deep.yaml: no surface is drawn twice
+        dataclasses.replace(each, values={key: each.values[key] for key in ("mode", "train_groups")})
+        for each in crossed
+        if each.finished
+    ]
+    titles = [title for title, _, _ in render(SweepReport("A sweep", "", "", {}, "box", {}, only))[1]]
+    assert [title for title in titles if " over " in title] == [
+        "Gap train − validation over unfrozen depth × train_groups",
+        "AUC on resample over unfrozen depth × train_groups",
+    ]
     assert "This sweep did not vary both" in page(trials)
 
 

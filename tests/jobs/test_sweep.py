@@ -165,6 +165,25 @@ def test_asha_stops_what_validates_worse_and_says_so(finished, tmp_path, tiny_ca
 
 
 @pytest.mark.slow
+def test_tpe_over_a_small_space_comes_to_its_end(tmp_path, tiny_cards):
+    # Two runs, five trials: three of them can only be repeats.
+    finetune = {"mode": "full", "epochs": 1, "batch_size": 16, "clip": None}
+    space = {"learning_rate": [1e-3, 3e-3]}
+    values = three_rates(tmp_path, tiny_cards, space=space, finetune=finetune, sampler="tpe", trials=5)
+    process = run_sweep(tmp_path, values)
+    assert process.returncode == 0, process.stderr
+    config = from_dict(Sweep, copy.deepcopy(values))
+    proposed = Journal(config).proposals()
+    assert len(proposed) == 5
+    assert [trial.read_record(each.row)["status"] for each in distinct(proposed)] == ["finished"] * 2
+    again = run_sweep(tmp_path, values)
+    assert again.returncode == 0, again.stderr
+    assert "trials, " not in again.stderr  # nothing is left
+    edited = run_sweep(tmp_path, {**values, "space": {"learning_rate": [1e-3, 4e-3]}})
+    assert (edited.returncode, len(edited.stderr.strip().splitlines())) == (2, 1), edited.stderr
+
+
+@pytest.mark.slow
 def test_a_finished_sweep_starts_no_ray(finished):
     values, _ = finished
     process = run_sweep(Path(values["runs"]).parent, values)
