@@ -9,6 +9,7 @@ import time
 import pytest
 
 from data_shards.command import to_dict, write_yaml
+from tests.trainer.launching import run
 from trainer import startup
 from trainer.startup import Startup
 
@@ -39,8 +40,7 @@ def test_profile_is_printed_once_and_adds_up(toy_config, tmp_path):
     config = toy_config(epochs=1.2, profile=True)
     write_yaml(tmp_path / "config.yaml", to_dict(config))
     line = [sys.executable, "-m", "trainer.launch", f"finetune={tmp_path / 'config.yaml'}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    done = run(line, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     (printed,) = re.findall(r"first update ([\d.]+) s after the command: (.*)", done.stderr)
     parts = dict(re.findall(r"([A-Za-z ]+) ([\d.]+) s", printed[1]))
