@@ -10,11 +10,11 @@ import importlib.util
 import logging
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data_shards.command import InputError, run, to_dict, write_yaml
+from data_shards.command import InputError, run
 from data_shards.files import atomic
 from jobs import collect, leaks, pixels, plan
 from jobs.experiment import Backbone, Experiment
@@ -188,9 +188,7 @@ def submit(benchmark: Benchmark) -> None:
 
     experiment = benchmark.folder / "experiment.yaml"
     command = Slurm().benchmark(experiment, benchmark.sbatch, dry_run=benchmark.dry_run)
-    own = {each.name for each in fields(Benchmark)} - {each.name for each in fields(Experiment)}
-    with atomic(experiment) as temporary:
-        write_yaml(temporary, {name: value for name, value in to_dict(benchmark).items() if name not in own})
+    plan.keep(benchmark)
     os.execvp(command[0], command)
 
 

@@ -164,12 +164,17 @@ def _finetune(experiment: Experiment, backbone: Backbone) -> FinetuneConfig:
     return from_dict(FinetuneConfig, {**asked, **own})
 
 
-def main(experiment: Experiment) -> None:
-    """Also keeps the experiment as it is beside its plan, for the jobs that follow."""
+def keep(experiment: Experiment) -> Path:
+    """Write the plan, and beside it the experiment as it is now, for the jobs that follow; returns the plan's path."""
     path = write(experiment)
+    known = [each.name for each in fields(Experiment)]  # a subclass has more
     with atomic(path.with_name("experiment.yaml")) as temporary:
-        write_yaml(temporary, experiment)
-    print(path)
+        write_yaml(temporary, {name: value for name, value in to_dict(experiment).items() if name in known})
+    return path
+
+
+def main(experiment: Experiment) -> None:
+    print(keep(experiment))
 
 
 if __name__ == "__main__":

@@ -71,11 +71,12 @@ def test_a_plan_of_another_version_says_so(write_experiment, tmp_path):
 
 def test_rows_that_are_queued_keep_their_numbers(write_experiment, tmp_path, monkeypatch):
     experiment = from_yaml(Experiment, write_experiment(tmp_path))
-    file = plan.write(experiment)
+    file = plan.keep(experiment)
     monkeypatch.setattr(status, "queued", lambda _: {1: "job 7_1, pending"})
     with pytest.raises(InputError, match=r"row 1 of .* is queued or running"):
-        plan.write(replace(experiment, backbones=experiment.backbones[::-1]))
+        plan.keep(replace(experiment, backbones=experiment.backbones[::-1]))
     assert plan.read(file) == plan.make(experiment)
+    assert from_yaml(Experiment, file.with_name("experiment.yaml")) == experiment
     plan.write(replace(experiment, replicates=60))  # the same runs
     monkeypatch.setattr(status, "queued", lambda _: {0: "job 7_0, pending"})
     plan.write(replace(experiment, backbones=experiment.backbones[:1]))  # row 0 stays what it is
@@ -83,7 +84,7 @@ def test_rows_that_are_queued_keep_their_numbers(write_experiment, tmp_path, mon
 
 def test_the_experiment_is_kept_beside_its_plan(write_experiment, tmp_path):
     experiment = from_yaml(Experiment, write_experiment(tmp_path, seeds=[3]))
-    plan.main(replace(experiment, gpu_memory_gb=None, title="As it was"))
+    plan.keep(replace(experiment, title="As it was"))
     kept = from_yaml(Experiment, experiment.folder / "experiment.yaml")
     assert kept == replace(experiment, title="As it was")
     assert plan.make(kept) == plan.make(experiment)
