@@ -157,6 +157,7 @@ def _finetune(row: plan.Row, launch: Launch, requests: _Requests) -> None:
     )
     if requests.lease:
         _outwait_orphans(row.run)
+        (row.run / "stopped.json").unlink(missing_ok=True)  # else a launcher that fails would read as stopped
     with requests.deferred():
         status, messages = _supervise(command, row, launch, requests)
         asked = bool(requests.came)  # what comes from here on may be the consequence of a failure
