@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from data_shards import remote
+from data_shards.manifest import ShardSet
 from data_shards.pack import pack
+from data_shards.remote import ShardCache
+from tests.data_shards.by_hand import SHARDS, encoded, picture, write_set
+from tests.data_shards.serving import Handler
 
 METHODS = ("blend", "warp")
 
@@ -69,3 +77,52 @@ def shared_sets(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("shared")
     table = write_faces(folder / "faces", 40)
     return pack(pd.read_csv(table, dtype=str), table.parent, folder / "shards", shard_size=7, workers=1)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(remote, "PAUSES", (0.01, 0.02, 0.03))
+
+
+@pytest.fixture
+def server(shared_sets):
+    handler = functools.partial(Handler, directory=shared_sets["train"].parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        served.asked, served.flips, served.cuts, served.stalls, served.fails = [], None, None, None, 0
+        served.ended = threading.Event()
+        served.daemon_threads = True
+        thread = threading.Thread(target=served.serve_forever, args=(0.01,))
+        thread.start()
+        served.url = f"http://127.0.0.1:{served.server_address[1]}/train"
+        yield served
+        served.ended.set()
+        served.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def local(shared_sets) -> ShardSet:
+    return ShardSet.open(shared_sets["train"])  # 72 samples in 11 shards
+
+
+@pytest.fixture
+def cache(tmp_path) -> ShardCache:
+    return ShardCache(tmp_path / "cache", 10**9)
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory) -> dict[str, ShardSet]:
+    folder = tmp_path_factory.mktemp("sets")
+    made = {}
+    for name, sizes in SHARDS.items():
+        first = np.cumsum([0, *sizes])
+        images = [[encoded(picture(first[s] + i)) for i in range(n)] for s, n in enumerate(sizes)]
+        made[name] = write_set(folder / name, images)
+    return made
+
+
+@pytest.fixture(scope="session")
+def pixels() -> np.ndarray:
+    """What Pillow decodes for sample i of any of the sets, (n, 8, 8, 3)."""
+    most = max(sum(sizes) for sizes in SHARDS.values())
+    return np.stack([np.asarray(Image.open(io.BytesIO(encoded(picture(i))))) for i in range(most)])

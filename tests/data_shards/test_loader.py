@@ -1,106 +1,23 @@
-"""Reader and loader on shard sets written here by hand after docs/DESIGN.md, so that shards have any size."""
+"""The loader on shard sets written by hand: order, memory, threads, every sample once."""
 
 import gc
-import io
 import itertools
 import json
 import os
-import tarfile
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from data_shards.command import InputError
-from data_shards.files import sha256_file, write_json
 from data_shards.loader import TrainingLoader, _Decoder, evaluation_batches
-from data_shards.manifest import ShardSet, content_digest
 from data_shards.order import SampleOrder
 from data_shards.reader import CorruptSample, SampleReader
-
-SIZE = 8
-SHARDS = {
-    "uneven": [5, 1, 9, 3, 14, 1],
-    "one-sample shards": [1] * 7,
-    "one sample": [1],
-    "one shard": [23],
-    "more than a window": [3] * 20,
-}
-
-
-def picture(seed: int, size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
-    """A smooth random picture (noise would make chroma subsampling invisible in its own artefacts)."""
-    noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, format: str = "JPEG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def write_set(folder, shards: list[list[bytes]], extension: str = "jpg") -> ShardSet:
-    folder.mkdir(parents=True)
-    rows, described, number = [], [], 0
-    for shard, images in enumerate(shards):
-        name = f"shard-{shard:06d}.tar"
-        with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for data in images:
-                label = ("real", "fake")[number % 2]
-                meta = {"label": label, "method": "m", "group": f"g{number}", "dataset": "d", "path": f"{number}.jpg"}
-                for suffix, content in ((extension, data), ("json", json.dumps(meta).encode())):
-                    info = tarfile.TarInfo(f"k{number}.{suffix}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-                hashes = {"sha256": "", "xxh3": np.uint64(xxhash.xxh3_64_intdigest(data))}
-                rows.append({"key": f"k{number}", "shard": shard, "length": len(data), **hashes, **meta})
-                number += 1
-        with tarfile.open(folder / name) as tar:
-            offsets = [member.offset_data for member in tar if not member.name.endswith(".json")]
-        for row, offset in zip(rows[-len(images) :], offsets, strict=True):
-            row.update(offset=offset, extension=extension)
-        sizes = {"samples": len(images), "bytes": (folder / name).stat().st_size}
-        described.append({"file": name, "sha256": sha256_file(folder / name), "labels": {}, "methods": {}, **sizes})
-    table = pa.Table.from_pandas(pd.DataFrame(rows).astype({"shard": "int32"}), preserve_index=False)
-    with pq.ParquetWriter(folder / "index.parquet", table.schema) as writer:
-        for shard in range(len(shards)):
-            writer.write_table(table.filter(pa.compute.equal(table["shard"], shard)))
-    totals = {key: sum(shard[key] for shard in described) for key in ("samples", "bytes")}
-    manifest = {"schema": 1, "split": "train", "labels": {}, "methods": {}, "datasets": {}, "groups": 0, "seed": 0}
-    manifest |= {"plan": "", "shards": described, **totals}
-    manifest["index"] = {"file": "index.parquet", "sha256": sha256_file(folder / "index.parquet")}
-    manifest["digest"] = content_digest("train", [shard["sha256"] for shard in described])
-    write_json(folder / "manifest.json", manifest)
-    return ShardSet.open(folder)
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory) -> dict[str, ShardSet]:
-    folder = tmp_path_factory.mktemp("sets")
-    made = {}
-    for name, sizes in SHARDS.items():
-        first = np.cumsum([0, *sizes])
-        images = [[encoded(picture(first[s] + i)) for i in range(n)] for s, n in enumerate(sizes)]
-        made[name] = write_set(folder / name, images)
-    return made
-
-
-@pytest.fixture(scope="module")
-def pixels() -> np.ndarray:
-    """What Pillow decodes for sample i of any of the sets, (n, 8, 8, 3)."""
-    most = max(sum(sizes) for sizes in SHARDS.values())
-    return np.stack([np.asarray(Image.open(io.BytesIO(encoded(picture(i))))) for i in range(most)])
+from tests.data_shards.by_hand import SHARDS, SIZE
 
 
 def check(batch, pixels, shards) -> None:
@@ -115,108 +32,6 @@ def check(batch, pixels, shards) -> None:
     assert (batch.method.dtype, batch.group.dtype) == (torch.int64, torch.int64)
     assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.float32)
     assert (batch.index.dtype, batch.epoch.dtype) == (torch.int64, torch.int64)
-
-
-# --- reading and decoding
-
-
-def jpegs() -> dict[str, bytes]:
-    kinds = {}
-    for subsampling in ("4:4:4", "4:2:2", "4:2:0", "4:1:1"):
-        for progressive in (False, True):
-            options = {"subsampling": subsampling, "progressive": progressive, "quality": 87}
-            kinds[f"{subsampling} progressive={progressive}"] = encoded(picture(1, (61, 61)), **options)
-    kinds["grayscale"] = encoded(picture(2, (61, 61)).convert("L"))
-    kinds["CMYK"] = encoded(picture(3, (61, 61)).convert("CMYK"))
-    kinds["RGB, no YCbCr"] = encoded(picture(4, (61, 61)), keep_rgb=True)
-    kinds["low quality"] = encoded(picture(5, (61, 61)), quality=5)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate by 90 degrees": ignored, as by Image.open
-    kinds["EXIF orientation"] = encoded(picture(6, (61, 61)), exif=exif)
-    kinds["bytes after the end"] = encoded(picture(7, (61, 61))) + b"appended"
-    return kinds
-
-
-@pytest.mark.parametrize("kind", jpegs())
-@pytest.mark.parametrize("size", [61, 32])
-def test_jpeg_pixels_are_pillows(kind, size, tmp_path):
-    data = jpegs()[kind]
-    reader = SampleReader(write_set(tmp_path / "set", [[data]]), image_size=size)
-    out = np.zeros((size, size, 3), np.uint8)
-    reader.decode_into(0, out)
-    expected = Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(out, np.asarray(expected))
-    assert reader.read(0) == data
-    reader.close()
-
-
-@pytest.mark.assets
-@pytest.mark.parametrize("dataset", ["dfdc", "stylegan"])
-def test_real_faces_are_decoded_as_by_pillow(dataset, tmp_path):
-    faces = Path(__file__).resolve().parents[3] / "shared" / "assets" / "faces"
-    if not (faces / "faces.csv").exists():
-        pytest.skip("there are no real faces beside the checkout")
-    table = pd.read_csv(faces / "faces.csv")
-    paths = table[table["dataset"] == dataset]["path"].sample(150, random_state=0)
-    images = [(faces / path).read_bytes() for path in paths]
-    shards = write_set(tmp_path / "set", [images[:70], images[70:]])
-    for batch in evaluation_batches(shards, batch_size=50, image_size=224):
-        for index, pixels in zip(batch.index.tolist(), batch.images.numpy(), strict=True):
-            image = Image.open(io.BytesIO(images[index])).convert("RGB")
-            np.testing.assert_array_equal(pixels, np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)))
-
-
-@pytest.mark.parametrize("format", ["PNG", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
-def test_png_and_webp_by_pillow(format, mode, tmp_path):
-    data = encoded(picture(1, (20, 20)).convert(mode), format)
-    reader = SampleReader(write_set(tmp_path / "set", [[data]], format.lower()), image_size=20)
-    out = np.zeros((20, 20, 3), np.uint8)
-    reader.decode_into(0, out)
-    np.testing.assert_array_equal(out, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-
-
-@pytest.mark.parametrize("stored", [(40, 40), (20, 20), (45, 30)])
-def test_resizing_is_timms_evaluation_transform(stored, tmp_path):
-    from timm.data import create_transform
-
-    data = encoded(picture(1, stored))
-    reader = SampleReader(write_set(tmp_path / "set", [[data]]), image_size=32)
-    out = np.zeros((32, 32, 3), np.uint8)
-    reader.decode_into(0, out)
-    transform = create_transform(
-        (3, 32, 32), interpolation="bicubic", crop_pct=1.0, crop_mode="squash", normalize=False
-    )
-    expected = torch.as_tensor(transform(Image.open(io.BytesIO(data)))).permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(out, expected)
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_image_bombs_are_refused_from_the_header(tmp_path, monkeypatch):
-    flat = Image.new("RGB", (12_000, 12_000))  # 144 Mpixel in half a megabyte
-    shards = write_set(tmp_path / "png", [[encoded(flat.convert("1"), "PNG")], [encoded(flat.convert("L"))]], "png")
-    reader = SampleReader(shards, image_size=SIZE)
-    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
-    monkeypatch.setattr("PIL.Image.Image.convert", lambda *_: pytest.fail("decoded"))
-    for index in (0, 1):
-        with pytest.raises(CorruptSample, match="12000 x 12000 pixels are more than max_pixels"):
-            reader.decode_into(index, np.zeros((SIZE, SIZE, 3), np.uint8))
-
-
-def test_deep_images_are_refused_rather_than_clipped(tmp_path):
-    deep = encoded(Image.fromarray(np.full((SIZE, SIZE), 40_000, np.uint16)), "PNG")
-    reader = SampleReader(write_set(tmp_path / "set", [[deep]], "png"), image_size=SIZE)
-    with pytest.raises(CorruptSample, match="more than 8 bits"):
-        reader.decode_into(0, np.zeros((SIZE, SIZE, 3), np.uint8))
-
-
-def test_more_shards_than_open_files(sets, monkeypatch):
-    monkeypatch.setattr("data_shards.reader.OPEN_FILES", 2)
-    shards = sets["more than a window"]
-    reader = SampleReader(shards, image_size=SIZE)
-    for index in np.random.default_rng(0).permutation(shards.samples):
-        reader.decode_into(int(index), np.zeros((SIZE, SIZE, 3), np.uint8))
-        assert len(reader._files) <= 2
 
 
 # --- training
