@@ -116,8 +116,9 @@ def maker(sweep: Sweep) -> Callable[[int, Values], Trial]:
             first[backbone] = make_trial(sweep, backbone, values)
         row = first[backbone].row
         changed = {key: value for key, value in values.items() if key not in KEYS}
-        finetune = {**row.finetune, **changed, "train": str(_training_set(sweep, values))}
-        return Trial(backbone, values, replace(row, finetune=finetune))
+        train = {"train": str(_training_set(sweep, values))}
+        finetune, score = {**row.finetune, **changed, **train}, {**row.score, **train}
+        return Trial(backbone, values, replace(row, finetune=finetune, score=score))
 
     return make
 

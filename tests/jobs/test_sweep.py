@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -336,6 +337,7 @@ def test_quick_making_gives_what_strict_making_gives(tmp_path, tiny_cards):
     for values in grid(parse_space(space)):
         quick, strict = make(0, values).row, make_trial(config, 0, values).row
         assert (quick.config, quick.run) == (strict.config, strict.run)
+        assert replace(quick, finetune={}) == replace(strict, finetune={})  # the sets to score, and all else
 
 
 def test_asha_lets_the_longest_trial_end(tmp_path, tiny_cards):
