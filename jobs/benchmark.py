@@ -6,13 +6,16 @@ report; separability of plain pixel statistics as a control. Running it again do
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_shards.command import InputError, run
 from data_shards.files import atomic
@@ -33,11 +36,12 @@ def benchmark(experiment: Experiment) -> list[RowFailed]:
     plan_file = plan.write(experiment)
     rows = plan.read(plan_file)
     steps = len(experiment.backbones) + 1 + len(rows)
+    files = []
     for step, backbone in enumerate(experiment.backbones, 1):
-        _announce(step, steps, f"{backbone.label}: features and separability")
-        measure(experiment, backbone)
-    _announce(len(experiment.backbones) + 1, steps, f"{pixels.LABEL} (control): features and separability")
-    measure_pixels(experiment)
+        _announce(step, steps, f"{backbone.label}: features")
+        files.append(extract_features(experiment, backbone))
+    _announce(len(experiment.backbones) + 1, steps, f"separability of all backbones, and of {pixels.LABEL} (control)")
+    score_all(experiment, files)
     draw_thumbnails(experiment)
     failures = []
     for row in rows:
@@ -56,14 +60,19 @@ def benchmark(experiment: Experiment) -> list[RowFailed]:
 
 def measure(experiment: Experiment, backbone: Backbone) -> None:
     """Features of one backbone on the separability sets, their scores, and their two-dimensional pictures."""
+    score(experiment, backbone, extract_features(experiment, backbone))
+
+
+def extract_features(experiment: Experiment, backbone: Backbone) -> dict[str, Path]:
+    """Features files of one backbone by separability set, computed where they are missing; also all its layers, where
+    the experiment asks for them."""
     from data_shards.manifest import ShardSet
     from trainer.card import get_card
     from trainer.features import extract
 
     card = get_card(backbone.name, experiment.cards)
-    files = []
-    for name, path in experiment.separability_sets.items():
-        features = extract(
+    files = {
+        name: extract(
             card,
             ShardSet.open(path),
             experiment.runs / "features",
@@ -71,14 +80,47 @@ def measure(experiment: Experiment, backbone: Backbone) -> None:
             batch_size=experiment.feature_batch_size,
             weights_dir=experiment.weights_dir,
         )
-        _score(experiment, backbone.label, name, features)
-        files.append(features)
+        for name, path in experiment.separability_sets.items()
+    }
     if experiment.layers:
         try:
             measure_layers(experiment, backbone)
         except InputError as error:  # an ONNX graph names no layers
             log.warning("%s", error)
-    embed(files, collect.embedding_file(experiment.folder, backbone.label), with_umap=experiment.umap)
+    return files
+
+
+def score_all(experiment: Experiment, files: Sequence[dict[str, Path]]) -> None:
+    """Scores and pictures of all backbones and of the control: as many at a time as there are cores, each with its
+    share of them; on a GPU one after the other."""
+    from joblib import Parallel, cpu_count, delayed
+    from tqdm import tqdm
+
+    from data_shards.manifest import ShardSet
+
+    for path in experiment.separability_sets.values():  # shared by all: here, or each would compute it
+        nuisances(ShardSet.open(path), experiment.runs / "features", experiment.nuisances)
+    tasks = [delayed(_without_bars)(measure_pixels, experiment)]
+    tasks += [
+        delayed(_without_bars)(score, experiment, *each) for each in zip(experiment.backbones, files, strict=True)
+    ]
+    workers = min(len(tasks), cpu_count()) if experiment.device == "cpu" else 1
+    done = Parallel(n_jobs=workers, return_as="generator_unordered")(tasks)
+    for _ in tqdm(done, "separability", len(tasks), unit="backbone", disable=None):
+        pass
+
+
+def _without_bars(function: Callable[..., None], *arguments: Any) -> None:
+    """Bars of several processes would write over each other: on a terminal only the one over all of them is drawn."""
+    with contextlib.redirect_stderr(io.StringIO() if sys.stderr.isatty() else sys.stderr):
+        function(*arguments)
+
+
+def score(experiment: Experiment, backbone: Backbone, files: dict[str, Path]) -> None:
+    """Scores of the features of one backbone by separability set, and their two-dimensional pictures."""
+    for name, features in files.items():
+        _score(experiment, backbone.label, name, features)
+    embed([*files.values()], collect.embedding_file(experiment.folder, backbone.label), with_umap=experiment.umap)
 
 
 def measure_pixels(experiment: Experiment) -> None:
