@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
+from data_shards.loader import OnBad
 from data_shards.manifest import ShardSet
 from data_shards.order import permutation
-from data_shards.reader import SampleReader
+from data_shards.reader import CorruptSample, SampleReader
 from trainer.card import BackboneCard
 from trainer.distributed import Engine, gather
 from trainer.validation import prepared
+
+if TYPE_CHECKING:
+    from trainer.distributed import Accelerator
+
+log = logging.getLogger(__name__)
 
 
 def clean_subset(labels: np.ndarray, samples: int) -> np.ndarray:
@@ -23,21 +32,33 @@ def clean_subset(labels: np.ndarray, samples: int) -> np.ndarray:
 
 
 class CleanSubset:
-    """The subset of this process, decoded once: a few hundred pictures, scored at every evaluation."""
+    """The subset of this process, decoded once: a few hundred pictures, scored at every evaluation. With
+    ``on_bad="skip"`` the damaged ones, ``bad`` (rows of the set's index, of all processes), are not in it."""
 
-    def __init__(self, shards: ShardSet, card: BackboneCard, samples: int, *, rank: int, world: int) -> None:
+    def __init__(
+        self, shards: ShardSet, card: BackboneCard, samples: int, accelerator: Accelerator, on_bad: OnBad
+    ) -> None:
         subset = clean_subset(shards.labels, samples)
-        self.labels = shards.labels[subset].astype(np.float64)
+        rank, world = accelerator.process_index, accelerator.num_processes
         # Processes get equally many, since under ZeRO-3 a forward pass involves them all; repeated ones are dropped.
         self.place = np.resize(np.arange(len(subset)), -(-len(subset) // world) * world)[rank::world]
         size = card.input_size
         self.images = torch.empty((len(self.place), size, size, 3), dtype=torch.uint8)
-        reader = SampleReader(shards, image_size=size)
+        reader, bad = SampleReader(shards, image_size=size), []
         try:
-            for row, index in enumerate(subset[self.place]):
-                reader.decode_into(int(index), self.images.numpy()[row])
+            for row, index in enumerate(subset[self.place].tolist()):
+                try:
+                    reader.decode_into(index, self.images.numpy()[row])
+                except CorruptSample as error:
+                    if on_bad == "raise":
+                        raise
+                    log.warning("left out of the training scores: %s", error)
+                    bad.append(index)
         finally:
             reader.close()
+        self.bad = sorted({index for part in gather(accelerator, bad) for index in part})
+        self.good = ~np.isin(subset, self.bad)
+        self.labels = shards.labels[subset[self.good]].astype(np.float64)
         self.card = card
 
     def scores(self, engine: Engine, batch_size: int) -> torch.Tensor:
@@ -47,7 +68,7 @@ class CleanSubset:
         logits = [
             engine.score(prepared(part, engine, self.card)).cpu().numpy() for part in self.images.split(batch_size)
         ]
-        merged = torch.empty(len(self.labels), dtype=torch.float64)
+        merged = torch.empty(len(self.good), dtype=torch.float64)
         for place, values in gather(engine.accelerator, (self.place, np.concatenate(logits))):
             merged[place] = torch.from_numpy(values).double()
-        return merged
+        return merged[torch.from_numpy(self.good)]

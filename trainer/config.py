@@ -116,6 +116,11 @@ class FinetuneConfig:
     """Keep DeepSpeed's optimizer state, and with stage 3 the weights, in the memory of the CPU."""
     threads: int = 2
     """Decoding threads of each process."""
+    on_bad: Literal["raise", "skip"] = "raise"
+    """What a damaged training picture does: it ends the run, or it is left out, counted and logged. Damage in the
+    validation set and in what becomes cached features always ends it: there every sample must have its score."""
+    max_bad_share: float = 0.001
+    """With on_bad=skip: a larger share of different damaged pictures in the training set ends the run all the same."""
     processes: int | None = None
     """How many processes the launch must give; trainer.launch sets it, since Accelerate may start fewer silently."""
     runs: Path = Path("runs")
@@ -156,7 +161,7 @@ class FinetuneConfig:
         for name in ("label_smoothing", "ema"):
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise InputError(f"{name}={getattr(self, name)}: must be at least 0 and below 1")
-        for name in ("warmup", "augmentation", "drop_path"):
+        for name in ("warmup", "augmentation", "drop_path", "max_bad_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: must be from 0 to 1")
         if not self.experiment or Path(self.experiment).name != self.experiment:
@@ -177,6 +182,7 @@ class FinetuneConfig:
         if self.features is None:
             return
         needed = {"mode": "head", "flip": False, "augmentation": 0.0, "mixup": 0.0, "deepspeed_stage": 0}
+        needed["on_bad"] = "raise"
         needed |= dict.fromkeys(("gradient_checkpointing", "channels_last", "compile"), False)
         for name, value in needed.items():
             if getattr(self, name) != value:
@@ -207,6 +213,7 @@ def result_fields(config: FinetuneConfig) -> dict[str, Any]:
     """The fields that determine the result, as plain values."""
     fields = {key: value for key, value in to_dict(config).items() if key not in WITHOUT_EFFECT}
     unused = [name for name, mode in ONLY_WITH_MODE.items() if config.mode != mode]
+    unused += ["max_bad_share"] if config.on_bad == "raise" else []
     return {key: value for key, value in fields.items() if key not in unused}
 
 

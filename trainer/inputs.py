@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from data_shards.command import InputError
-from data_shards.loader import Batch, TrainingLoader
+from data_shards.loader import TrainingLoader
 from data_shards.manifest import ShardSet
 from data_shards.order import SampleOrder
 from trainer.augment import augment
+from trainer.bad_samples import WholeBatch, whole_batches
 from trainer.card import BackboneCard, get_card
 from trainer.clean_subset import CleanSubset, clean_subset
 from trainer.config import FinetuneConfig
@@ -34,12 +35,16 @@ if TYPE_CHECKING:
 
 
 class Rows(NamedTuple):
-    """One process's part of a global batch, of which a ``data_shards.loader.Batch`` is one, too."""
+    """One process's part of a global batch, of which a ``trainer.bad_samples.WholeBatch`` is one, too."""
 
     labels: torch.Tensor
     """float32 (b,), 1 = fake."""
     index: torch.Tensor
     """int64 (b,), rows of the training set."""
+    weight: torch.Tensor
+    """float32 (b,), 1; 0 at the place of a bad sample."""
+    bad: list[int]
+    """Rows of the training set that were left out."""
 
 
 class Inputs(Protocol):
@@ -47,6 +52,8 @@ class Inputs(Protocol):
 
     clean_labels: torch.Tensor
     """float64 (m,), of ``clean_scores``."""
+    bad: list[int]
+    """Training samples that are damaged and not in ``clean_scores``, the same on every process."""
 
     def batches(self, position: int) -> Any:
         """Context manager of this process's endless training batches, from ``position`` in the sample order."""
@@ -79,11 +86,12 @@ class Pictures:
         self.config, self.card, self.train, self.validation = config, card, train, validation
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.device = accelerator.device
-        self._clean = CleanSubset(train, card, config.train_subset, rank=self.rank, world=self.world)
-        self.clean_labels = torch.from_numpy(self._clean.labels)
+        self._clean = CleanSubset(train, card, config.train_subset, accelerator, config.on_bad)
+        self.clean_labels, self.bad = torch.from_numpy(self._clean.labels), self._clean.bad
 
-    def batches(self, position: int) -> TrainingLoader:
-        return TrainingLoader(
+    @contextmanager
+    def batches(self, position: int) -> Iterator[Iterator[WholeBatch]]:
+        loader = TrainingLoader(
             self.train,
             batch_size=self.config.batch_size,
             image_size=self.card.input_size,
@@ -92,10 +100,14 @@ class Pictures:
             world_size=self.world,
             threads=self.config.threads,
             position=position,
+            on_bad=self.config.on_bad,
+            max_bad_share=self.config.max_bad_share,
             pin_memory=self.device.type == "cuda",
         )
+        with loader:
+            yield whole_batches(loader)
 
-    def training(self, batch: Batch) -> torch.Tensor:
+    def training(self, batch: WholeBatch) -> torch.Tensor:
         return augment(
             batch.images.to(self.device, non_blocking=True),
             batch.index.numpy(),
@@ -218,6 +230,7 @@ class FeatureInputs:
         self._labels = torch.from_numpy(train.labels).float()
         subset = torch.from_numpy(clean_subset(train.labels, config.train_subset))
         self._clean, self.clean_labels = self._train[subset], self._labels[subset].double()
+        self.bad: list[int] = []
 
     @contextmanager
     def batches(self, position: int) -> Iterator[Iterator[Rows]]:
@@ -225,10 +238,11 @@ class FeatureInputs:
 
     def _rows(self, position: int) -> Iterator[Rows]:
         each = self.config.batch_size // self.world
+        weight = torch.ones(each)
         while True:
             start = position + self.rank * each
             index = torch.from_numpy(self._order.take(start, start + each)[0])
-            yield Rows(self._labels[index], index)
+            yield Rows(self._labels[index], index, weight, [])
             position += self.config.batch_size
 
     def training(self, batch: Rows) -> torch.Tensor:

@@ -20,6 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from data_shards.files import sha256_file
 from data_shards.manifest import ShardSet
 from trainer import mixup
+from trainer.bad_samples import BadSamples
 from trainer.begin import begin, begin_on_features
 from trainer.card import get_card
 from trainer.classifier import plain_weights, save_weights
@@ -132,8 +133,9 @@ class _Fit:
             self.inputs = Pictures(self.config, self.card, self.train, self.validation, self.accelerator)
         else:
             self.inputs = FeatureInputs(self.config, self.features, self.train, self.accelerator)
-        position = self.progress.step * self.config.batch_size
-        batches = self.inputs.batches(position)
+        self.bad_samples = BadSamples(self.config, self.accelerator, self.train, self.progress)
+        self.bad_samples.admit(self.inputs.bad)
+        batches = self.inputs.batches(self.progress.step * self.config.batch_size)
         with batches as self.batches, stop_signals() as self.stop_signals, self._bar() as self.bar:
             self._train()
         return self._finish()
@@ -201,12 +203,13 @@ class _Fit:
 
     def _gradients(self, batch: Rows) -> torch.Tensor:
         """Accumulate the gradients of this process's part of the batch; returns its weighted losses (b,)."""
-        losses, inputs, shares = [], self.inputs.training(batch), self._shares(len(batch.labels))
-        parts = zip(*(values.split(self.pass_size) for values in (inputs, batch.labels, shares)), strict=True)
-        for number, (part, labels, share) in enumerate(parts, 1):
+        losses, shares = [], self._shares(len(batch.labels))
+        whole = self.inputs.training(batch), batch.labels, shares, self.bad_samples.weights(batch)
+        parts = zip(*(values.split(self.pass_size) for values in whole), strict=True)
+        for number, (part, labels, share, weight) in enumerate(parts, 1):
             last = number == self.config.accumulation
             with self.engine.accumulating(last=last):
-                loss = self._training_losses(self.inputs.prepared(part, self.engine), labels, share)
+                loss = weight * self._training_losses(self.inputs.prepared(part, self.engine), labels, share)
                 self.engine.backward(loss.mean(), last=last)
             losses.append(loss.detach())
         return torch.cat(losses)
@@ -253,6 +256,7 @@ class _Fit:
             "train/learning_rate": self.applied,
             "speed/images_per_second": (progress.step - self.interval_step) * self.config.batch_size / seconds,
             "speed/data_wait_share": self.waited / seconds,
+            **self.bad_samples.row(),
             **peak_memory(),
         }
         if not self.engine.stage:
@@ -349,6 +353,7 @@ class _Fit:
             "selected": best,
             "selection": SELECTION,
             "steps": progress.step,
+            "bad_samples": len(progress.bad),
             "stopped_early": progress.step < self.schedule.steps,
             "epoch": self.schedule.epoch(progress.step),
             "backbone": self.card.name,

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ KEPT_STATES = 2
 
 @dataclass
 class Progress:
-    """Where a run stands, in scalars: the same on every process."""
+    """Where a run stands, in plain values: the same on every process."""
 
     step: int = 0
     """Updates made."""
@@ -47,6 +47,8 @@ class Progress:
     loss_count: int = 0
     seconds: float = 0.0
     """Time spent training, over all resumptions."""
+    bad: list[int] = field(default_factory=list)
+    """With on_bad=skip: the different damaged samples met so far, rows of the training set's index."""
 
 
 class RunDirectory:
