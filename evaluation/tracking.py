@@ -89,9 +89,9 @@ def log_result(
             new = client.create_run(experiment_id, run_name=key, tags={**labels, "key": key}).info.run_id
             _log_numbers(client, new, parameters, summary, points)
             _log_files(client, new, images, artifacts)
-            client.set_tag(new, "content", content)  # last: its presence means that everything is there
             if status != "RUNNING":  # which it is from the start
                 client.set_terminated(new, status)
+            client.set_tag(new, "content", content)  # last: its presence means that everything is there
             # asked again: a server that dies after it has made a run, but before it says so, is asked to make another
             run_id, others = _find(client, experiment_id, key, content)
         for other in others:
@@ -152,8 +152,8 @@ def log_model(
                     pip_requirements=list(requirements),
                 )
                 client.log_artifacts(new, f"{folder}/model", "model")
-            client.set_tag(new, "content", content)  # last: its presence means that everything is there
             client.set_terminated(new, "FINISHED")
+            client.set_tag(new, "content", content)  # last: its presence means that everything is there
             run_id, others = _find(client, experiment_id, key, content)
         for other in others:
             client.delete_run(other)

@@ -103,19 +103,23 @@ def test_equal_content_is_logged_once_and_changed_content_replaces_it(database, 
     assert run.data.metrics["AUC"] == 0.5
 
 
-def test_a_run_that_was_cut_off_while_being_logged_is_replaced(database, monkeypatch):
+@pytest.mark.parametrize("at", ["log_artifact", "set_terminated", "set_tag"])
+def test_a_run_that_was_cut_off_while_being_logged_is_replaced(database, monkeypatch, at, tmp_path):
     def power_cut(*_):
         raise KeyboardInterrupt
 
+    (tmp_path / "table").write_text("1")
+    result = (database, f"cut at {at}", "run", PARAMS, METRICS)
     with monkeypatch.context() as patch:
-        patch.setattr("evaluation.tracking._log_files", power_cut)
+        patch.setattr(MlflowClient, at, power_cut)
         with pytest.raises(KeyboardInterrupt):
-            log_result(database, "cut", "run", PARAMS, METRICS)
-    [half] = runs_of(database, "cut")
-    run_id = log_result(database, "cut", "run", PARAMS, METRICS)
-    [whole] = runs_of(database, "cut")
+            log_result(*result, artifacts=[tmp_path / "table"])
+    [half] = runs_of(database, f"cut at {at}")
+    run_id = log_result(*result, artifacts=[tmp_path / "table"])
+    [whole] = runs_of(database, f"cut at {at}")
     assert whole.info.run_id == run_id != half.info.run_id
     assert whole.data.metrics["test/AUC"] == 0.75
+    assert whole.info.status == "FINISHED"
 
 
 def test_a_run_that_a_dying_server_made_twice_is_one_in_the_end(database, monkeypatch):
