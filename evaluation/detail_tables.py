@@ -105,18 +105,18 @@ def _one(score: Score | None) -> list[Score]:
 
 
 def claim_table(report: Report) -> Table:
-    """The verdicts: of each claim over all its measures, then measure by measure; what would decide is last."""
-    columns = [("Claim", ""), ("Measured by", ""), ("Verdict", ""), ("Difference of means", ""), ("Would decide", "")]
+    """The verdicts: of each claim over all its measures, then measure by measure; and what would decide."""
+    columns = [("Claim", ""), ("Measured by", ""), ("Verdict", ""), ("Would decide", ""), ("Difference of means", "")]
     rows = []
     for conclusion in report.prediction.conclusions if report.prediction else []:
         claims = [each for each in report.prediction.claims if each.text == conclusion.text]
         rows += [_conclusion_row(conclusion), *map(_claim_row, claims)]
-    return Table("", columns, rows, [False] * len(rows), numeric_from=3)
+    return Table("", columns, rows, [False] * len(rows), numeric_from=4)
 
 
 def _conclusion_row(each: Conclusion) -> list[Cell]:
     texts = (each.text, "all measures together", each.verdict)
-    return [*(Cell(text, text) for text in texts), Cell(NO_RESULT, ""), Cell(each.words, "")]
+    return [*(Cell(text, text) for text in texts), Cell(each.words, ""), Cell(NO_RESULT, "")]
 
 
 def _claim_row(each: Claim) -> list[Cell]:
@@ -129,7 +129,7 @@ def _claim_row(each: Claim) -> list[Cell]:
     hint = "backbones: to show the observed difference (power 80 %); samples: to know one backbone that closely"
     remedy = Cell(each.remedy or NO_RESULT, each.needed or "", hint=hint if each.needed else "")
     measured = f"{each.measure}: {score.name}"
-    return [Cell(each.text, each.text), Cell(measured, measured), Cell(each.verdict, each.verdict), difference, remedy]
+    return [Cell(each.text, each.text), Cell(measured, measured), Cell(each.verdict, each.verdict), remedy, difference]
 
 
 def family_table(report: Report) -> Table:
