@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
 from evaluation.figures import BLUE, COLOURS, GREY, MARKERS, STYLE, VERMILLION
 from evaluation.overfitting_results import TrialResult, backbones, clean, finished, outcome
@@ -140,6 +140,9 @@ def learning_curves(curves: dict[str, dict[str, PowerLaw]]) -> Figure:
             axes.set(xscale="log", yscale="log", xlabel="training samples", title=name)
             axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axes.xaxis.set_minor_locator(NullLocator())
+            low, high = axes.get_ylim()
+            if high > 5 * low:  # labels at 1, 2, 5, or they run into each other
+                axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
             axes.yaxis.set_minor_formatter(FormatStrFormatter("%.2g"))
             axes.yaxis.set_major_formatter(FormatStrFormatter("%.2g"))
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
