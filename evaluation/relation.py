@@ -295,10 +295,11 @@ def backbones_needed(correlation: float, power: float = 0.8) -> int:
 def backbones_per_side(a: ArrayLike, b: ArrayLike, power: float = 0.8) -> int | None:
     """How many backbones on each side would show the observed difference of means (two-sided 5 %).
 
-    ``2 (s (z_.975 + z_power) / (mean a - mean b))²`` with the pooled standard deviation s. None where that is undefined
-    or beyond a thousand.
+    The least n of at least ``2 (s (t_.975 + t_power) / (mean a - mean b))²``, with the pooled standard deviation s and
+    Student's quantiles at 2 n - 2 degrees of freedom: normal ones would call two backbones enough where two have just
+    failed to show it. None where that is undefined or beyond a thousand.
     """
-    from scipy.special import ndtri
+    from scipy.special import stdtrit
 
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     freedom = len(a) + len(b) - 2
@@ -306,9 +307,12 @@ def backbones_per_side(a: ArrayLike, b: ArrayLike, power: float = 0.8) -> int | 
         return None
     variance = (np.sum((a - a.mean()) ** 2) + np.sum((b - b.mean()) ** 2)) / freedom
     difference = a.mean() - b.mean()
-    if variance == 0 or 1000 * difference**2 < 2 * variance * (ndtri(0.975) + ndtri(power)) ** 2:
+    if variance == 0 or difference == 0:
         return None
-    return max(2, math.ceil(2 * variance * ((ndtri(0.975) + ndtri(power)) / difference) ** 2))
+    n = np.arange(2, 1001)
+    quantiles = stdtrit(2 * n - 2, 0.975) + stdtrit(2 * n - 2, power)
+    enough = n >= 2 * variance * (quantiles / difference) ** 2
+    return int(n[enough.argmax()]) if enough.any() else None
 
 
 def _student(freedom: float) -> float:

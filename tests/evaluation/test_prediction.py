@@ -97,8 +97,8 @@ def test_weighted_tau_of_many_at_once():
 
 
 def test_backbones_per_side_by_hand():
-    # Pooled variance 1, difference 1: 2 (1.960 + 0.8416)² = 15.7.
-    assert backbones_per_side([1, 2, 3], [0, 1, 2]) == 16
+    # Pooled variance 1, difference 1: 2 (2.0423 + 0.8538)² = 16.8 for n = 16, and 2 (2.0369 + 0.8530)² = 16.7 for 17.
+    assert backbones_per_side([1, 2, 3], [0, 1, 2]) == 17
     assert backbones_per_side([1, 2], [1, 2]) is None  # no difference to show
     assert backbones_per_side([1], [2]) is None  # no spread to go by
 
