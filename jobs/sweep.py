@@ -10,10 +10,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import math
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_shards.command import InputError, run, write_yaml
 from data_shards.files import atomic
-from jobs import population, trial
+from jobs import leaks, population, ray_session, trial
 from jobs.search import Listed, Range, Space, Tpe, Values, parse_space
 from jobs.sweep_plan import (
     Journal,
@@ -46,6 +44,7 @@ MOST_PER_TASK = 25
 def sweep(config: Sweep) -> list[Trial]:
     """Run what is missing of the sweep; returns all its trials. A failed trial does not stop the others."""
     space = check(config)
+    leaks.check(config.data.by_name())
     with _alone(config):
         with atomic(config.folder / "sweep.yaml") as temporary:
             write_yaml(temporary, config)
@@ -117,7 +116,7 @@ def _tune(config: Sweep, source: Listed | Tpe, some: list[Trial], total: int, le
         trial.begin_anew(proposed.row)
         return proposed
 
-    with _ray(config) as at_once:
+    with ray_session.join(config) as at_once:
         from ray import tune
 
         from jobs.tune_parts import Books, Proposals
@@ -161,7 +160,7 @@ def _populations(config: Sweep, space: Space) -> list[Trial]:
     if done < len(before):
         print(f"{config.name}: {len(before)} trials, {done} of them done before", file=sys.stderr, flush=True)
         prepare_features(config, before)
-        with _ray(config):
+        with ray_session.join(config):
             from jobs.tune_parts import Books
 
             for backbone in range(len(config.backbones)):
@@ -216,65 +215,6 @@ def most_epochs(config: Sweep) -> int:
     else:
         epochs = max(each.row.config.epochs for each in first_trials(config, space))
     return max(2, math.ceil(epochs))
-
-
-@contextmanager
-def _ray(config: Sweep) -> Iterator[int]:
-    """A Ray of this sweep's own, which ends with it, or the cluster at ``address``. No dashboard, no telemetry, no
-    chatter, no launch variables. Yields how many trials run at a time."""
-    trial.clear_launch_variables()
-    settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports nothing
-    }
-    os.environ.update(settings)
-    import ray
-
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    if config.address is not None:
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
-        folder = None
-    else:
-        # Sockets lie in it, whose paths may be 107 characters long; TMPDIR of a cluster's job often is too deep.
-        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        _start(address="local", _temp_dir=folder, object_store_memory=2**27, **quiet)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    try:
-        yield _at_once(config, ray.cluster_resources())
-    finally:
-        ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _start(**options: Any) -> None:
-    """Start Ray, again where a busy machine does not let it in the 30 seconds that Ray gives itself."""
-    import ray
-
-    for last in (False, False, True):
-        try:
-            ray.init(**options)
-            return
-        except Exception as error:  # Ray raises this very class
-            ray.shutdown()
-            if last or "timed out" not in str(error):
-                raise
-
-
-def _at_once(config: Sweep, resources: dict[str, float]) -> int:
-    """How many trials the cluster's resources are enough for; InputError if for none."""
-    fits = []
-    for kind, asked in (("CPU", config.cpus_per_trial), ("GPU", config.gpus_per_trial)):
-        if asked > resources.get(kind, 0):
-            raise InputError(
-                f"{kind.lower()}s_per_trial={asked:g}, but Ray has {resources.get(kind, 0):g} {kind}s; ask for less"
-            )
-        fits += [int(resources[kind] / asked)] if asked else []
-    return min(fits, default=1)
 
 
 def main(config: Sweep) -> None:
