@@ -22,7 +22,7 @@ quickstart: setup ## A small overfitting sweep on the embedded sample, then the 
 	$(BIN)/python -m jobs.benchmark jobs/configs/quickstart.yaml
 
 test: setup ## All tests but those on a real Slurm (those that need Chromium or real faces say so when they skip)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/slurm
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/slurm
 
 lint: setup ## Style and formatting
 	$(BIN)/ruff check .

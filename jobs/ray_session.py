@@ -16,7 +16,7 @@ import psutil
 
 from data_shards.command import InputError
 from jobs import trial
-from jobs.sweep_plan import Sweep
+from jobs.sweep_plan import Sweep, processes_per_trial
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -49,7 +49,7 @@ def join(config: Sweep) -> Iterator[int]:
     over = threading.Event()
     threading.Thread(target=_watch, args=(_servers(), over, folder), daemon=True).start()
     try:
-        yield _at_once(config, ray.cluster_resources())
+        yield _at_once(config)
     finally:
         over.set()
         ray.shutdown()
@@ -110,13 +110,19 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-def _at_once(config: Sweep, resources: dict[str, float]) -> int:
-    """How many trials the cluster's resources are enough for; InputError if for none."""
-    fits = []
-    for kind, asked in (("CPU", config.cpus_per_trial), ("GPU", config.gpus_per_trial)):
-        if asked > resources.get(kind, 0):
+def _at_once(config: Sweep) -> int:
+    """How many trials the nodes are enough for; InputError if one of several processes fits on none."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    processes = max(processes_per_trial(config))
+    at_once = []
+    for kind, share in (("CPU", config.cpus_per_trial), ("GPU", config.gpus_per_trial)):
+        largest = max(node.get(kind, 0) for node in nodes)
+        if share * processes > largest:
+            of = f" for each of {processes} processes" if processes > 1 else ""
             raise InputError(
-                f"{kind.lower()}s_per_trial={asked:g}, but Ray has {resources.get(kind, 0):g} {kind}s; ask for less"
+                f"{kind.lower()}s_per_trial={share:g}{of}, but Ray has {largest:g} {kind}s on a node; ask for less"
             )
-        fits += [int(resources[kind] / asked)] if asked else []
-    return min(fits, default=1)
+        at_once += [sum(int(node.get(kind, 0) / (share * processes)) for node in nodes)] if share else []
+    return min(at_once, default=1)

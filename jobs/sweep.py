@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from jobs.sweep_plan import (
 )
 
 if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
     from ray.tune.schedulers import TrialScheduler
 
 MOST_PER_TASK = 25
@@ -128,7 +130,7 @@ def _tune(config: Sweep, source: Listed | Tpe, some: list[Trial], total: int, le
         books = Books(lambda: total - source.repeats, total - left, proposals.rows)
         try:
             tuner = tune.Tuner(
-                tune.with_resources(trial.trainable, _resources(config)),
+                tune.with_resources(trial.trainable, partial(_resources, config)),
                 tune_config=tune.TuneConfig(
                     search_alg=proposals,
                     scheduler=_scheduler(config),
@@ -170,7 +172,7 @@ def _populations(config: Sweep, space: Space) -> list[Trial]:
                         config,
                         space,
                         backbone,
-                        resources=_resources(config),
+                        resources={"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial},
                         failures=trial.LOST_PROCESSES,
                         books=books,
                     )
@@ -185,8 +187,12 @@ def _member(config: Sweep, space: Space, task: Any) -> Trial:
     return population.members(config, space, task.config["backbone"])[member]
 
 
-def _resources(config: Sweep) -> dict[str, float]:
-    return {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
+def _resources(config: Sweep, task: dict[str, Any]) -> PlacementGroupFactory:
+    """Of one task: so much for each of its trial's processes, all on one node."""
+    from ray.tune import PlacementGroupFactory
+
+    shares = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+    return PlacementGroupFactory([{kind: share * task["processes"] for kind, share in shares.items()}])
 
 
 def trials_per_task(config: Sweep, left: int, at_once: int) -> int:

@@ -45,6 +45,8 @@ class Sweep:
     """Keys of trainer.config.FinetuneConfig shared by all trials."""
     cpus_per_trial: float = 1
     gpus_per_trial: float = 0
+    """Both for each process of a trial. A backbone that does not fit on one GPU gets several: ``processes`` under its
+    finetune, with deepspeed_stage if need be."""
     replicates: int = 1000
     """Bootstrap replicates behind every interval."""
     runs: Path = Path("runs")
@@ -177,14 +179,32 @@ def check(sweep: Sweep) -> Space:
     ranges = [key for key in KEYS if isinstance(space.get(key), Range)]
     if ranges:
         raise InputError(f"space.{ranges[0]} is a range, but every value is a training set of its own; list values")
+    _check_processes(sweep)
     if sweep.scheduler == "pbt":
         from jobs import population
 
         population.check(sweep, space)
     for backbone in range(len(sweep.backbones)):
         for values in _every_value(space):
-            make_trial(sweep, backbone, values)
+            trial_config = make_trial(sweep, backbone, values).row.config
+            trial_config.rank_batch(trial_config.processes or 1)
     return space
+
+
+def processes_per_trial(sweep: Sweep) -> list[int]:
+    """Of each backbone: what its finetune, or the sweep's, says under ``processes``."""
+    return [{**sweep.finetune, **each.finetune}.get("processes") or 1 for each in sweep.backbones]
+
+
+def _check_processes(sweep: Sweep) -> None:
+    if "processes" in sweep.space:
+        raise InputError("space.processes changes nothing that comes out; put processes under finetune")
+    for backbone, processes in zip(sweep.backbones, processes_per_trial(sweep), strict=True):
+        finetune = {**sweep.finetune, **backbone.finetune}
+        if processes > 1 and sweep.scheduler == "pbt":
+            raise InputError(f"{backbone.label}: processes={processes}, but a member of a population is one process")
+        if processes > 1 and finetune.get("features") is not None:
+            raise InputError(f"{backbone.label}: processes={processes}, but a head on features is one process")
 
 
 def _every_value(space: Space) -> list[Values]:

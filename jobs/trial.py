@@ -23,7 +23,7 @@ from typing import Any
 
 from data_shards.command import InputError, to_dict
 from data_shards.files import atomic, write_json
-from jobs import overfit, plan, sweep_features
+from jobs import launched, overfit, plan, sweep_features
 
 LAUNCH_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "FSDP_", "DEEPSPEED_")
 LAUNCH_VARIABLES = (
@@ -256,6 +256,8 @@ def _fit(row: plan.Row, report: Report, frozen: sweep_features.Frozen | None, pa
             told.update(_reported(metrics))
             (row.run / "stop").touch()
 
+    if launched.is_launched(config):
+        return launched.fit(row, on_row)
     while True:
         accelerator = build_accelerator(config)
         try:
@@ -317,6 +319,7 @@ def task_config(rows: Sequence[plan.Row], place: Place, gpus: float) -> dict[str
     """Trials as Ray carries them to a process."""
     return {
         "rows": [to_dict(row) for row in rows],
+        "processes": max(row.config.processes or 1 for row in rows),
         "place": {"features": str(place.features), "train": str(place.train)},
         "root": str(Path.cwd()),
         "gpus": gpus,

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 
 import hypothesis
 import pytest
@@ -18,3 +19,9 @@ def pytest_runtest_setup(item):
     """Tests marked ``compiler`` skip without a C++ compiler; in CI, which installs one, that is a failure."""
     if item.get_closest_marker("compiler") and not shutil.which("g++"):
         (pytest.fail if os.environ.get("CI") else pytest.skip)("DeepSpeed and torch.compile build C++: install g++")
+
+
+def pytest_collection_modifyitems(items):
+    """The files with the most slow tests first: one that began last would keep one core waiting for the other."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

@@ -1,7 +1,8 @@
 """Where the CPU time of a head-only sweep goes: ``python -m tests.benchmarks.bench_sweep [trials=200]``.
 
 A random backbone's features of the embedded sample, heads of 100 epochs. CPU seconds of every process of the sweep are
-sampled from /proc until it ends, and told apart by role.
+sampled from /proc until it ends, and told apart by role. Then some of the trials run once more in this process, to see
+which part of a trial is training (``trainer.loop.fit``) and not scoring and intervals.
 """
 
 from __future__ import annotations
@@ -78,18 +79,43 @@ def measure(file: Path) -> tuple[Counter, float, str]:
     return total, time.monotonic() - started, printed
 
 
+def seconds_of_training(file: Path, trials: int) -> float:
+    """CPU seconds in ``fit`` of a trial, on average over some trials of the sweep."""
+    from data_shards.command import from_yaml
+    from jobs import trial
+    from jobs.sweep_plan import Sweep, planned
+
+    config = from_yaml(Sweep, file)
+    place = config.place  # of the sweep, which has computed the features
+    config.runs = config.runs.with_name("again")
+    # One more, not counted: only the first trial of a process imports and reads.
+    chosen, spent, fit = planned(config)[: trials + 1], [], trial._fit
+
+    def timed(*arguments):
+        began = time.process_time()
+        result = fit(*arguments)
+        spent.append(time.process_time() - began)
+        return result
+
+    trial._fit = timed
+    trial.run_trials([each.row for each in chosen], lambda told: None, place)
+    return sum(spent[1:]) / trials
+
+
 def main() -> None:
     trials = int(next((a.removeprefix("trials=") for a in sys.argv[1:] if a.startswith("trials=")), 200))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         total, wall, printed = measure(sweep_file(folder, trials))
         finished = len(list(folder.glob("runs/overhead/*/overfitting.json")))
+        training = trials * seconds_of_training(folder / "overhead.yaml", min(trials, 20))
     if finished != trials:
         sys.exit(f"{finished} of {trials} trials finished:\n{printed[-3000:]}")
     everything = sum(total.values())
     print(f"{trials} trials in {wall:.0f} s ({3600 * trials / wall:.0f} an hour), {everything:.0f} CPU seconds:")
     for name, seconds in total.most_common():
         print(f"  {name}: {seconds:.1f} s, {seconds / everything:.1%}")
+    print(f"  of which training: {training:.1f} s, {training / everything:.1%}")
 
 
 if __name__ == "__main__":

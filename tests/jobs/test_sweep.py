@@ -311,6 +311,8 @@ def test_launch_variables_are_forgotten(monkeypatch):
         ({"trials": 3}, "trials belongs to"),
         ({"sampler": "random"}, "needs trials"),
         ({"backbones": []}, "backbones is empty"),
+        ({"finetune": {"processes": 3, "batch_size": 16}}, "batch_size=16 is no multiple of 3 processes"),
+        ({"backbones": [{**TINY, "finetune": {"processes": 2, "features": "f", "mode": "head"}}]}, "is one process"),
         ({"sampler": "random", "trials": 1, "budget": {"tiny_rasnet": 3}}, "did you mean 'tiny_resnet-random'"),
         ({"space": {"learning_rate": {"low": 1e-4, "high": 1e-3}}}, "sampler=random"),
     ],

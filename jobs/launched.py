@@ -1,0 +1,114 @@
+"""Fine-tuning of a trial in processes of its own: several, for a backbone that does not fit on one GPU, or DeepSpeed.
+
+The trial's process stays with Ray. It starts Accelerate's launcher on the GPUs and CPUs that Ray gave the trial, passes
+on the evaluations as the run writes them, and scores when training has ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import IO, Any
+
+from data_shards.command import write_yaml
+from data_shards.files import atomic
+from jobs import plan, record
+from trainer.config import FinetuneConfig
+
+SECONDS_BETWEEN_LOOKS = 0.5
+PR_SET_PDEATHSIG = 1
+
+
+class LaunchFailed(RuntimeError):
+    """The launched processes ended without a result, for a reason that has no name of its own here."""
+
+
+def is_launched(config: FinetuneConfig) -> bool:
+    """Whether the config needs a launcher."""
+    return (config.processes or 1) > 1 or config.deepspeed_stage > 0
+
+
+def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Train ``row`` to its end on ``processes`` processes of this machine; returns its result, as of trainer.loop.fit.
+
+    ``on_row`` gets each evaluation within a second of its end. Raises what ``trainer.loop.fit`` does where the run's
+    last line tells it, else LaunchFailed. Processes and launcher end with the trial's process.
+    """
+    from trainer import launch
+
+    config = row.config
+    processes = config.processes or 1
+    file = row.run.parent / "rows" / f"{row.run.name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(file) as temporary:
+        write_yaml(temporary, row.finetune)
+    line = launch.command(file, processes=processes, deepspeed_stage=config.deepspeed_stage)
+    (row.run / "stopped.json").unlink(missing_ok=True)  # else a launcher that fails would read as stopped
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or processes) // processes)  # Ray says how many all may use
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    last: deque[str] = deque(maxlen=200)
+    seen = _Evaluations(row, on_row)
+    process = subprocess.Popen(
+        line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_die_with_parent
+    )
+    reader = threading.Thread(target=_keep_last, args=(process.stderr, last), daemon=True)
+    reader.start()
+    while process.poll() is None:
+        seen.pass_on()
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    seen.pass_on()
+    reader.join(timeout=5)
+    status = launch.exit_status(row.run, process.returncode)
+    if status:
+        raise _error(status, record.last_error(last, status))
+    return json.loads((row.run / "result.json").read_text(encoding="utf-8"))
+
+
+class _Evaluations:
+    """Those of a run that were not there before, each once; a resumed run writes some of them again."""
+
+    def __init__(self, row: plan.Row, on_row: Callable[[dict[str, Any]], None]) -> None:
+        self._run, self._on_row = row.run, on_row
+        self._until = max((found["epoch"] for found in self._read()), default=0.0)
+
+    def pass_on(self) -> None:
+        for found in self._read():
+            if found["epoch"] > self._until:
+                self._until = found["epoch"]
+                self._on_row(found)
+
+    def _read(self) -> list[dict[str, Any]]:
+        from trainer.state import read_metrics
+
+        return [found for found in read_metrics(self._run) if "validation/auc" in found]
+
+
+def _error(status: int, reason: str) -> Exception:
+    import torch
+
+    from trainer.finetune import STOPPED
+    from trainer.loop import NonFiniteLoss, Stopped
+
+    if status == STOPPED:
+        return Stopped(reason)
+    if "not finite" in reason:
+        return NonFiniteLoss(reason)
+    if "OutOfMemoryError" in reason:
+        return torch.OutOfMemoryError(reason)
+    return LaunchFailed(reason)
+
+
+def _keep_last(source: IO[str], last: deque[str]) -> None:
+    last.extend(source)
+
+
+def _die_with_parent() -> None:
+    """Ray ends a trial by a kill of its process, of which the launcher would not hear. It passes SIGTERM on."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
