@@ -41,6 +41,8 @@ address=$(python -c 'import ray; print(ray.util.get_node_ip_address())'):$port
 # Whoever reaches the port could run anything as you: a secret of this job's own keeps others on the node out.
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+# The cores are this job's own: trials need not give way to others (Ray's default is a niceness of 15).
+export RAY_worker_niceness=0
 export RAY_USAGE_STATS_ENABLED=0 RAY_CHDIR_TO_TRIAL_DIR=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 
 options=(--block --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --object-store-memory=134217728
