@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from data_shards.files import sha256_file
 from data_shards.manifest import ShardSet
+from evaluation.detection import auc
 from trainer import mixup
 from trainer.bad_samples import BadSamples
 from trainer.begin import begin, begin_on_features
@@ -290,12 +291,10 @@ class _Fit:
         self.interval += time.perf_counter() - started  # evaluation is no training time
 
     def _validation_metrics(self, logits: torch.Tensor) -> dict[str, Any]:
-        from sklearn.metrics import roc_auc_score
-
         self._check_scores(logits, "validation")
         labels = torch.from_numpy(self.validation.labels.astype(np.float64))
         return {
-            "validation/auc": float(roc_auc_score(labels.numpy(), logits.numpy())),
+            "validation/auc": auc(labels.numpy(), logits.numpy()),
             "validation/loss": float(self._losses(logits, labels).mean()),
             "validation/n": len(logits),
         }
@@ -306,12 +305,10 @@ class _Fit:
 
     def _clean_metrics(self) -> dict[str, Any]:
         """AUC and loss on a fixed part of the training data without augmentation, to hold against validation."""
-        from sklearn.metrics import roc_auc_score
-
         logits, labels = self.inputs.clean_scores(self.engine, self.pass_size), self.inputs.clean_labels
         self._check_scores(logits, "training")
         loss = self._losses(logits, labels).mean()
-        return {"train/auc": float(roc_auc_score(labels.numpy(), logits.numpy())), "train/clean_loss": float(loss)}
+        return {"train/auc": auc(labels.numpy(), logits.numpy()), "train/clean_loss": float(loss)}
 
     def _write_weights(self, path: Any) -> None:
         """Backbone and head as safetensors. All processes call it: ZeRO-3 gathers its weights."""

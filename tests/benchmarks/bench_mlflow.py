@@ -48,7 +48,18 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.uri, self.log = f"http://127.0.0.1:{port}", folder / "server.log"
-        self.command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        self.command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "2",
+        ]
         self.command += ["--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
 
     def start(self) -> None:

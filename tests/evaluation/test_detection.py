@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from evaluation.detection import balanced_threshold, detection, per_video, reliability, weighted_auc
+from evaluation.detection import auc, balanced_threshold, detection, per_video, reliability, weighted_auc
 from evaluation.score import Score
 
 
@@ -27,6 +27,7 @@ def test_equals_scikit_learn(decimals):
     called = logit >= 0.3
     probability = 1 / (1 + np.exp(-logit))
     assert found["auc"] == pytest.approx(metrics.roc_auc_score(label, logit), abs=1e-12)
+    assert auc(label, logit) == pytest.approx(metrics.roc_auc_score(label, logit), abs=1e-12)
     assert found["ap"] == pytest.approx(metrics.average_precision_score(label, logit), abs=1e-12)
     assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(label, called), abs=1e-12)
     assert found["f1"] == pytest.approx(metrics.f1_score(label, called), abs=1e-12)
@@ -34,6 +35,14 @@ def test_equals_scikit_learn(decimals):
     fpr, tpr, _ = metrics.roc_curve(label, logit, drop_intermediate=False)
     for level, name in ((0.001, "0.1"), (0.01, "1"), (0.05, "5"), (0.1, "10")):
         assert found[f"tpr_at_fpr_{name}pct"] == pytest.approx(tpr[fpr <= level].max(), abs=1e-12)
+
+
+def test_auc_is_exact_so_that_equal_orders_tie():
+    label, logit, _ = sample(decimals=1)
+    fakes, reals = logit[label == 1, None], logit[None, label == 0]
+    in_order = int((2 * (fakes > reals) + (fakes == reals)).sum())
+    assert auc(label, logit) == in_order / (2 * fakes.size * reals.size)
+    assert math.isnan(auc(np.ones(3), np.arange(3.0)))
 
 
 def test_weighted_metrics_equal_repeated_samples():

@@ -201,7 +201,7 @@ def test_fit_learns_and_logs_what_it_did(toy_config, train, toy_sets, backbone):
     validation = ShardSet.open(toy_sets["validation"])
     logits = _logits(model, card, validation)
     labels = validation.labels
-    assert result["selected"]["validation/auc"] == roc_auc_score(labels, logits)
+    assert result["selected"]["validation/auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-12)
     # Balanced classes weigh 1 each: the plain cross-entropy, log(1 + exp(-s x)) with s = 1 for fake and -1 for real.
     loss = np.log1p(np.exp(-(2.0 * labels - 1) * logits)).mean()
     assert result["selected"]["validation/loss"] == pytest.approx(loss, rel=1e-5)
