@@ -7,7 +7,8 @@ validation scores alone.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from data_shards.command import InputError, run
 from data_shards.files import digest, sha256_file, write_json
 from evaluation.score import Score
 
-SCHEMA = 3
+SCHEMA = 4
 """Raised when the file holds other numbers than an earlier version wrote."""
 IN_DOMAIN = ("train", "validation", "test")
 
@@ -28,8 +29,9 @@ class Evaluation:
     detection: dict[str, list[Score]]
     gaps: list[Score]
     slices: dict[str, dict[str, Score]]
-    """Test and unseen data name → ``per video`` (where the scores have a column ``video``, with several samples of
-    one) and each method (all real samples against its fakes, where there are several methods) → AUC."""
+    """Test and unseen data name → part → AUC. Parts: ``per video`` (where the scores have a column ``video``, with
+    several samples of one), each method (all real samples against its fakes, where there are several methods), and each
+    ``COLUMN=VALUE`` of the subgroups, and of ``dataset`` where there are several, that holds both classes."""
     reliability: dict[str, list[tuple[float, float, int]]]
     """Data name → reliability curve, see :func:`evaluation.detection.reliability`."""
 
@@ -41,9 +43,11 @@ class Evaluate:
     run: Path
     replicates: int = 1000
     """Bootstrap replicates behind every interval."""
+    subgroups: list[str] = field(default_factory=list)
+    """Columns of the scores (see columns of trainer.predict) within whose values the AUC is wanted too."""
 
 
-def evaluate(run_directory: Path, *, replicates: int) -> Path:
+def evaluate(run_directory: Path, *, replicates: int, subgroups: Sequence[str] = ()) -> Path:
     """Write ``evaluation.json``: ``threshold``, ``detection`` (data name → scores) and ``gaps``. Skipped when it is
     there for the same score files."""
     found = {path.stem: path for path in sorted((run_directory / "scores").glob("*.parquet"))}
@@ -60,13 +64,14 @@ def evaluate(run_directory: Path, *, replicates: int) -> Path:
             f"{run_directory}: no scores of {missing[0]!r}; make them with: "
             f"python -m trainer.predict run={run_directory} shards='{{{missing[0]}: SHARD_SET}}'"
         )
-    inputs = digest([SCHEMA, replicates, {name: sha256_file(files[name]) for name in names}])
+    inputs = digest([SCHEMA, replicates, {name: sha256_file(files[name]) for name in names}, *subgroups])
     path = run_directory / "evaluation.json"
     if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["inputs"] == inputs:
         return path
     scored = {name: read_scores(files[name]) for name in names}
     found = _evaluation(scored, replicates)
-    slices = {name: _slices(files[name], replicates) for name in names if name not in ("train", "validation")}
+    judged = [name for name in names if name not in ("train", "validation")]
+    slices = {name: _slices(files[name], replicates, subgroups) for name in judged}
     write_json(path, {"inputs": inputs, **found, "slices": slices})
     return path
 
@@ -113,7 +118,7 @@ def _evaluation(scored: dict[str, tuple[Any, Any, Any]], replicates: int) -> dic
     }
 
 
-def _slices(path: Path, replicates: int) -> dict[str, Any]:
+def _slices(path: Path, replicates: int, subgroups: Sequence[str]) -> dict[str, Any]:
     import numpy as np
     import pyarrow.parquet as parquet
 
@@ -130,12 +135,19 @@ def _slices(path: Path, replicates: int) -> dict[str, Any]:
     for name in methods if len(methods) > 1 else []:
         kept = (label == 0) | (method == name)
         parts[str(name)] = label[kept], logit[kept], group[kept]
+    for column in [name for name in (*subgroups, "dataset") if name in table.column_names]:
+        values = table[column].to_numpy()
+        known = sorted({value for value in values.tolist() if value is not None}, key=str)
+        for value in known if column in subgroups or len(known) > 1 else []:
+            kept = values == value
+            if len(np.unique(label[kept])) == 2:
+                parts[f"{column}={value}"] = label[kept], logit[kept], group[kept]
     scored = {name: detection(*arrays, threshold=0, replicates=replicates)[0] for name, arrays in parts.items()}
     return {name: score.to_dict() for name, score in scored.items()}
 
 
 def main(config: Evaluate) -> None:
-    path = evaluate(config.run, replicates=config.replicates)
+    path = evaluate(config.run, replicates=config.replicates, subgroups=config.subgroups)
     for name, scores in read(path).detection.items():
         print(
             name, *(f"{score.name} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" for score in scores), sep="  "

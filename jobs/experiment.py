@@ -59,6 +59,8 @@ class Experiment:
     """Keys of trainer.config.FinetuneConfig shared by all rows of the plan."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Fine-tuning seeds: one row of the plan for each backbone and seed."""
+    subgroups: list[str] = field(default_factory=list)
+    """Further columns of the face tables (compression, age …): test and unseen AUC within each of their values."""
     resources: Resources = field(default_factory=Resources)
     """What every row asks of a scheduler; without effect on one machine."""
     gpu_memory_gb: float | None = None

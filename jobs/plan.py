@@ -36,6 +36,8 @@ class Row:
     processes: int
     replicates: int
     tracking_uri: str
+    subgroups: list[str] = field(default_factory=list)
+    """Columns of the face tables within whose values test and unseen sets are evaluated too."""
     resources: dict[str, Any] = field(default_factory=dict)
     """What it asks of a scheduler: keys of jobs.resources.Resources. Without effect on the result."""
 
@@ -69,6 +71,7 @@ def make(experiment: Experiment) -> list[Row]:
                     processes=experiment.processes,
                     replicates=experiment.replicates,
                     tracking_uri=experiment.tracking,
+                    subgroups=experiment.subgroups,
                     resources=resources,
                 )
             )

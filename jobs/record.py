@@ -126,6 +126,8 @@ def _kind(reason: str) -> str:
 def _content(row: plan.Row) -> dict[str, Any]:
     without_effect = ("number", "processes", "tracking_uri", "resources")
     values = {key: value for key, value in to_dict(row).items() if key not in without_effect}
+    if not row.subgroups:  # as rows were recorded before there were any
+        del values["subgroups"]
     return {"row": digest(values), "data": {name: _data(path) for name, path in row.score.items()}}
 
 

@@ -124,8 +124,8 @@ def _work(row: plan.Row, launch: Launch, requests: _Requests, then: Callable[[],
     try:
         leaks.check_row(row)  # the plan may be older than the shard sets
         _finetune(row, launch, requests)
-        predict.score(row.run, {name: Path(path) for name, path in row.score.items()})
-        evaluate.evaluate(row.run, replicates=row.replicates)
+        predict.score(row.run, {name: Path(path) for name, path in row.score.items()}, columns=row.subgroups)
+        evaluate.evaluate(row.run, replicates=row.replicates, subgroups=row.subgroups)
         then()
     except RowFailed:
         raise

@@ -2,14 +2,15 @@
 folder of face images: ``python -m trainer.predict run=RUN images=FOLDER out=scores.csv``.
 
 The first writes RUN/scores/NAME.parquet (``NAME-last`` for the last instead of the selected checkpoint): ``index,
-label, group, method, dataset, [video,] logit``. Scores that are there, of the same checkpoint and data, are left alone.
+label, group, method, dataset, [video,] [further columns,] logit``. Scores that are there, of the same checkpoint and
+data, are left alone.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +44,8 @@ class PredictConfig:
     on_bad: Literal["raise", "skip"] = "raise"
     """With images: whether one that cannot be read ends the command, or is named and left out."""
     checkpoint: Checkpoint = "best"
+    columns: list[str] = field(default_factory=list)
+    """With shards: further columns of the face tables, which the scores shall have too."""
     batch_size: int = 64
     threads: int = 2
 
@@ -52,6 +55,7 @@ def score(
     shards: dict[str, Path],
     checkpoint: Checkpoint = "best",
     *,
+    columns: Sequence[str] = (),
     batch_size: int = 64,
     threads: int = 2,
     features: Callable[[Path], np.ndarray] | None = None,
@@ -60,8 +64,8 @@ def score(
 
     Each sample is scored exactly once, without augmentation, in float32 on the first GPU or the CPU; where the last
     checkpoint is the selected one, scores of the one are copied for the other. ``features``: the run's frozen backbone
-    on a shard set, float32 (n, d), if that is at hand; then the head alone is computed. InputError if the run is not
-    finished or a set is none.
+    on a shard set, float32 (n, d), if that is at hand; then the head alone is computed. ``columns``: see PredictConfig;
+    a set without one is left without it. InputError if the run is not finished, a set is none, or no set has a column.
     """
     from data_shards.manifest import ShardSet
 
@@ -74,11 +78,16 @@ def score(
     files, twins = ({name: _scores_file(run, name, each) for name in shards} for each in (checkpoint, other))
     weights_sha256 = sha256_file(weights)
     missing: dict[str, tuple[ShardSet, dict[str, Any]]] = {}
-    for name, path in shards.items():
-        opened = ShardSet.open(path)
+    sets = {name: ShardSet.open(path) for name, path in shards.items()}
+    for column in columns:
+        if not any(column in opened.column_names for opened in sets.values()):
+            raise InputError(f"no shard set has a column {column!r}; pack it with the faces, or leave it out")
+    for name, opened in sets.items():
         provenance = {"checkpoint": checkpoint, "checkpoint_sha256": weights_sha256, "data": opened.digest}
         if opened.videos is not None:  # a carried column, which the digest of the set does not name
             provenance["videos"] = digest(opened.videos.tolist())
+        if carried := [column for column in columns if column in opened.column_names]:
+            provenance["columns"] = digest({column: opened.column(column).tolist() for column in carried})
         if read_provenance(files[name]) == provenance:
             continue
         if read_provenance(twins[name]) == {**provenance, "checkpoint": other}:
@@ -92,7 +101,7 @@ def score(
             logits = _logits(model, card, device, opened, batch_size, threads, name)
         else:
             logits = _head_logits(weights, features(shards[name]))
-        _write(files[name], opened, logits, provenance)
+        _write(files[name], opened, logits, provenance, columns)
     return files
 
 
@@ -189,7 +198,9 @@ def _head_logits(weights: Path, features: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.linear(torch.from_numpy(features), *head).squeeze(-1).double()
 
 
-def _write(file: Path, shards: ShardSet, logits: torch.Tensor, provenance: dict[str, Any]) -> None:
+def _write(
+    file: Path, shards: ShardSet, logits: torch.Tensor, provenance: dict[str, Any], carried: Sequence[str]
+) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -198,6 +209,7 @@ def _write(file: Path, shards: ShardSet, logits: torch.Tensor, provenance: dict[
     columns |= {name: pa.array(shards.column(name), pa.string()) for name in ("group", "method", "dataset")}
     if shards.videos is not None:
         columns["video"] = pa.array(shards.videos)
+    columns |= {name: pa.array(shards.column(name)) for name in carried if name in shards.column_names}
     table = pa.table({**columns, "logit": logits.numpy()})
     with atomic(file) as temporary:
         pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), temporary)
@@ -217,7 +229,8 @@ def predict(config: PredictConfig) -> None:
     if config.images is not None:
         _predict_folder(config, config.images)
         return
-    files = score(config.run, config.shards, config.checkpoint, batch_size=config.batch_size, threads=config.threads)
+    how = {"columns": config.columns, "batch_size": config.batch_size, "threads": config.threads}
+    files = score(config.run, config.shards, config.checkpoint, **how)
     for file in files.values():
         print(file)
 

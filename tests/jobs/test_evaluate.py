@@ -46,6 +46,22 @@ def test_without_videos_there_is_no_auc_per_video(tmp_path):
     assert read(evaluate(tmp_path, replicates=20)).slices == {"test": {}}
 
 
+def test_auc_within_the_values_of_a_column(tmp_path):
+    table = write_scores(tmp_path, videos=False)
+    low, only_fake = np.arange(108) % 2 == 0, (np.arange(108) % 9 == 3)
+    quality = np.where(only_fake, "c99", np.where(low, "c40", "c23"))
+    table = table.append_column("quality", pa.array(quality)).append_column("dataset", pa.array(["a"] * 108))
+    parquet.write_table(table, tmp_path / "scores" / "test.parquet")
+    slices = read(evaluate(tmp_path, replicates=20, subgroups=["quality"])).slices["test"]
+    assert set(slices) == {"quality=c23", "quality=c40"}  # c99 has no real sample; one dataset is no subgroup
+    within = table.to_pandas().query("quality == 'c40'")
+    assert slices["quality=c40"].value == pytest.approx(roc_auc_score(within["label"], within["logit"]), abs=1e-12)
+    assert slices["quality=c40"].n == len(within)
+    mixed = table.set_column(table.column_names.index("dataset"), "dataset", pa.array(np.where(low, "a", "b")))
+    parquet.write_table(mixed, tmp_path / "scores" / "test.parquet")
+    assert {"dataset=a", "dataset=b"} <= set(read(evaluate(tmp_path, replicates=20)).slices["test"])
+
+
 def test_a_file_of_an_earlier_version_is_made_again(tmp_path):
     write_scores(tmp_path, videos=True)
     path = evaluate(tmp_path, replicates=20)

@@ -110,7 +110,7 @@ def test_a_signal_while_scoring_stops_at_once(row, monkeypatch, tmp_path):
     (row.run / "result.json").write_text("{}")
     scoring = threading.Event()
 
-    def score(*_):
+    def score(*_, **__):
         scoring.set()
         time.sleep(100)
 

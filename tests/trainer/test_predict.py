@@ -36,6 +36,19 @@ def test_scores_are_those_of_the_run_and_name_each_sample(finished, toy_sets):
     assert read_provenance(files["other"])["data"] == ShardSet.open(toy_sets["test"]).digest
 
 
+def test_scores_carry_further_columns(finished, toy_sets):
+    run, _ = finished
+    sets = {"test": toy_sets["test"]}
+    bare = pq.read_table(score(run, sets)["test"])
+    file = score(run, sets, columns=["path"])["test"]
+    table, made = pq.read_table(file), file.stat().st_mtime_ns
+    assert table["path"].to_pylist() == ShardSet.open(toy_sets["test"]).column("path").tolist()
+    assert table["logit"].to_pylist() == bare["logit"].to_pylist()
+    assert score(run, sets, columns=["path"])["test"].stat().st_mtime_ns == made
+    with pytest.raises(InputError, match="no shard set has a column 'age'"):
+        score(run, sets, columns=["age"])
+
+
 def test_batch_size_and_threads_change_nothing(finished, toy_sets):
     run, _ = finished
     file = score(run, {"test": toy_sets["test"]})["test"]
