@@ -21,7 +21,8 @@ class Backbone:
     finetune: dict[str, Any] = field(default_factory=dict)
     """Keys of trainer.config.FinetuneConfig for this backbone; they win over the experiment's."""
     seeds: list[int] | None = None
-    """Fine-tuning seeds of this backbone instead of the experiment's: more of them for the small ones."""
+    """Fine-tuning seeds of this backbone instead of the experiment's: more of them for the small ones; [] for one whose
+    frozen features alone are of interest, such as a control."""
     resources: Resources = field(default_factory=Resources)
     """What its rows ask of a scheduler; what is given here wins over the experiment's."""
 

@@ -19,6 +19,9 @@ def own_seeds(experiment):
 def test_a_row_holds_all_that_its_run_needs(write_experiment, tmp_path):
     experiment = from_yaml(Experiment, write_experiment(tmp_path, seeds=[0, 5]))
     assert [row.config.seed for row in plan.make(replace(experiment, backbones=own_seeds(experiment)))] == [7, 0, 5]
+    frozen = [replace(each, seeds=[]) for each in experiment.backbones[:1]]  # measured, not fine-tuned
+    alone = plan.make(replace(experiment, backbones=[*frozen, *experiment.backbones[1:]]))
+    assert {row.backbone for row in alone} == {"tiny_efficientnet-random"}
     rows = plan.make(experiment)
     assert [(row.number, row.config.backbone, row.config.seed) for row in rows] == [
         (0, "tiny_resnet", 0),
