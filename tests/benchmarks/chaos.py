@@ -25,11 +25,20 @@ from pathlib import Path
 import yaml
 
 from data_shards.command import InputError, run
-from jobs import collect, record
+from jobs import record
 from jobs import plan as plans
 
 HERE = Path(__file__).resolve().parent
 UPDATES = 300
+LOG_ROWS = """
+import sys
+from pathlib import Path
+from jobs import collect, plan
+for row in plan.read(Path(sys.argv[1])):
+    collect.log_row(row)
+"""
+MOST_RESUBMISSIONS = 10
+"""Of a plan of four rows; more can only be the same failure again and again."""
 
 
 @dataclass
@@ -133,6 +142,7 @@ class Rounds:
     def __init__(self, tiny, cluster, folder: Path, disk: Path) -> None:
         self.tiny, self.cluster, self.folder, self.disk = tiny, cluster, folder, disk
         self.done = self.restarts = self.resubmitted = 0
+        self.submissions = 0  # of this plan
         self.problems: list[str] = []
         steps = {"epochs": UPDATES / 3, "evaluate_every": 50, "log_every": 1, "checkpoint_steps": 25}
         self.experiment = tiny.write_experiment(folder, **steps)
@@ -147,6 +157,7 @@ class Rounds:
         experiment = self.folder / "round.yaml"
         experiment.write_text(yaml.safe_dump(settings))
         self.plan = self.tiny.make_plan(experiment)
+        self.submissions = 0
         return self._submit("0-3")
 
     def ended(self, array: str) -> bool:
@@ -163,12 +174,17 @@ class Rounds:
             print(f"row {number} is submitted again: {found.reason if found else 'it was cut off'}", flush=True)
             record.clear_failure(plans.row(self.plan, number))
         self.resubmitted += len(missing)
+        self.submissions += 1
+        if self.submissions > MOST_RESUBMISSIONS:
+            self.problems.append(f"round {self.done}: rows {missing} do not end")
+            return None
         return self._submit(",".join(map(str, missing)))
 
     def check(self) -> None:
         rows, undisturbed = plans.read(self.plan), plans.read(self.undisturbed)
-        for row in rows:  # as jobs.report does: what MLflow missed, its database being on the full disk, comes now
-            collect.log_row(row)
+        # As jobs.report does: what MLflow missed, its database being on the full disk, comes now. In a process of its
+        # own, since MLflow keeps a database open, which would go on filling the disk after the round.
+        subprocess.run([sys.executable, "-c", LOG_ROWS, self.plan], cwd=self.tiny.ROOT, check=True)
         for row, wanted in zip(rows, undisturbed, strict=True):
             try:
                 self.tiny.check_equal(row.run, wanted.run)
