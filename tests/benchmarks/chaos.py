@@ -25,8 +25,8 @@ from pathlib import Path
 import yaml
 
 from data_shards.command import InputError, run
-from jobs import record
 from jobs import plan as plans
+from jobs import record
 
 HERE = Path(__file__).resolve().parent
 UPDATES = 300
