@@ -1,8 +1,6 @@
 import dataclasses
-import html.parser
 import re
 import shutil
-import subprocess
 
 import pytest
 
@@ -10,53 +8,10 @@ from evaluation.report import BackboneResult, Report, markdown_table, render, te
 from evaluation.results import over_seeds, pretty
 from evaluation.score import Score
 from evaluation.tables import TERMINAL_WIDTH, detection_table, headline_table
+from tests.evaluation.browser import Page, opened
 
 HOSTILE = """</script><script>console.error('owned')</script><img src=x onerror=alert(1)>"'|`*$x$\x1b[31m"""
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
-]  # fmt: skip
-
 TABLES = 18
-
-
-class Page(html.parser.HTMLParser):
-    """Headings, table cells by table, tags with their attributes, and visible text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags, self.tables, self.headings, self.words = [], [], [], []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        elif tag == "h2":
-            self.headings.append("")
-        if tag not in ("meta", "link", "img", "wbr"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        while self.open and self.open.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if self.tables and "table" in self.open and ("td" in self.open or "th" in self.open):
-            self.tables[-1][-1][-1] += data
-        if "h2" in self.open:
-            self.headings[-1] += data
-        if not {"script", "style"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +196,7 @@ def test_markdown_table_has_one_line_per_backbone_and_equal_columns(report):
 def test_a_browser_opens_the_page_without_a_console_message(benchmark, text, tmp_path, kind):
     path = tmp_path / "report.html"
     path.write_text(text if kind == "plain" else render(hostile(benchmark())), encoding="utf-8")
-    # a click on a column's head and on the last backbone, every choice of the scatter plot and the pointer over it all,
-    # played by a copy of the page whose policy admits one script more
+    # a click on a column's head and on the last backbone, every choice of the scatter plot, the pointer over it all
     script = """document.querySelectorAll("table")[0].tHead.rows[0].cells[3].querySelector("button").click();
         const [backbone, kind, factor] = document.querySelectorAll(".scatter select");
         const canvas = document.querySelector(".scatter canvas"), box = canvas.getBoundingClientRect(), seen = [];
@@ -257,17 +211,7 @@ def test_a_browser_opens_the_page_without_a_console_message(benchmark, text, tmp
         document.querySelector("#results tbody tr:last-child th a").click();
         document.querySelector(".scatter figcaption").textContent =
           [factor.dataset.most, factor.options.length, backbone.value, ...seen].join("; ");"""
-    clicked = tmp_path / "clicked.html"
-    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-    clicked.write_text(policy.sub("", path.read_text()).replace("</body>", f"<script>{script}</script></body>"))
-    pages = []
-    for file in (path, clicked):
-        result = subprocess.run(
-            ["chromium", *FLAGS, f"--user-data-dir={tmp_path / file.stem}", "--dump-dom", file.as_uri()],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
-        assert not re.findall(r".*CONSOLE.*|.*Content Security Policy.*", result.stderr)
-        pages.append(Page(result.stdout))
+    pages = opened(path, script)
     page, sorted_page = pages
     assert len(page.tables) == TABLES
     assert [a for tag, a in page.tags if a.get("class") == "scatter"] == [{"class": "scatter"}]  # shown, so drawn
