@@ -100,6 +100,7 @@ def read_scores(path: Path) -> tuple[Any, Any, Any]:
 
 
 def _evaluation(scored: dict[str, tuple[Any, Any, Any]], replicates: int) -> dict[str, Any]:
+    from evaluation.delong import delong
     from evaluation.detection import balanced_threshold, detection, reliability
     from evaluation.overfitting import gap
 
@@ -110,7 +111,10 @@ def _evaluation(scored: dict[str, tuple[Any, Any, Any]], replicates: int) -> dic
     return {
         "threshold": threshold,
         "detection": {
-            name: [score.to_dict() for score in detection(*arrays, threshold=threshold, replicates=replicates)]
+            name: [
+                score.to_dict()
+                for score in (*detection(*arrays, threshold=threshold, replicates=replicates), delong(*arrays))
+            ]
             for name, arrays in scored.items()
         },
         "reliability": {name: reliability(label, logit) for name, (label, logit, _) in scored.items()},

@@ -60,10 +60,14 @@ def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None]) -> dict[str, An
     )
     reader = threading.Thread(target=_keep_last, args=(process.stderr, last), daemon=True)
     reader.start()
-    while process.poll() is None:
+    try:
+        while process.poll() is None:
+            seen.pass_on()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
         seen.pass_on()
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    seen.pass_on()
+    finally:  # a scheduler stops a trial by an exception out of its report
+        process.terminate()
+        process.wait()
     reader.join(timeout=5)
     status = launch.exit_status(row.run, process.returncode)
     if status:

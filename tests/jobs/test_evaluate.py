@@ -46,6 +46,14 @@ def test_without_videos_there_is_no_auc_per_video(tmp_path):
     assert read(evaluate(tmp_path, replicates=20)).slices == {"test": {}}
 
 
+def test_delong_and_bootstrap_are_of_one_auc(tmp_path):
+    write_scores(tmp_path, videos=False)
+    scores = {score.name: score for score in read(evaluate(tmp_path, replicates=500)).detection["test"]}
+    auc, delong = scores["auc"], scores["auc_delong"]
+    assert delong.value == pytest.approx(auc.value, abs=1e-12)
+    assert (delong.low, delong.high) == pytest.approx((auc.low, auc.high), abs=0.03)
+
+
 def test_auc_within_the_values_of_a_column(tmp_path):
     table = write_scores(tmp_path, videos=False)
     low, only_fake = np.arange(108) % 2 == 0, (np.arange(108) % 9 == 3)

@@ -81,6 +81,18 @@ def test_launched_processes_end_with_the_trial(tmp_path, cards):
         time.sleep(0.2)
 
 
+@pytest.mark.slow
+def test_a_scheduler_that_stops_a_trial_stops_its_processes(tmp_path, cards):
+    [only] = planned(from_dict(Sweep, made(tmp_path, cards, 2, epochs=500)))
+
+    def stop(found):
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        launched.fit(only.row, stop)
+    assert not processes_of(only.row.run.name)
+
+
 def processes_of(run: str) -> list[int]:
     running = psutil.process_iter(["cmdline"])
     return [each.pid for each in running if any(f"{run}.yaml" in word for word in each.info["cmdline"] or ())]
