@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data_shards.command import InputError
 from trainer import weights as weights_of
+from trainer.allocator import keep_freed_memory
 from trainer.card import ONNX, BackboneCard, get_card, load_cards
 
 __all__ = ["INITIALISATIONS", "Backbone", "BackboneCard", "Layers", "create_backbone", "get_card", "load_cards"]
@@ -104,6 +105,7 @@ def create_backbone(
     ``weights_dir``: see :func:`trainer.weights.locate`. Weights that cannot be had or do not fit raise InputError."""
     if initialisation not in INITIALISATIONS:
         raise InputError(f"initialisation must be one of {', '.join(INITIALISATIONS)}, not {initialisation!r}")
+    keep_freed_memory()  # here, since every use of a backbone on the CPU gains
     random = initialisation == "random"
     located = None if random and card.architecture != ONNX else weights_of.locate(card, weights_dir)
     with torch.random.fork_rng(devices=[]):
