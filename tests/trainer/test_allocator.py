@@ -12,7 +12,8 @@ import torch
 from trainer.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-torch.ones(20_000_000), torch.ones(20_000_000)
+for _ in range(10):
+    torch.ones(20_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     torch.ones(20_000_000)
