@@ -81,10 +81,13 @@ def measure(file: Path) -> tuple[Counter, float, str]:
 
 def seconds_of_training(file: Path, trials: int) -> float:
     """CPU seconds in ``fit`` of a trial, on average over some trials of the sweep."""
+    import torch
+
     from data_shards.command import from_yaml
     from jobs import trial
     from jobs.sweep_plan import Sweep, planned
 
+    torch.set_num_threads(1)  # as in the sweep: a second one waits for the first for most of so small a step
     config = from_yaml(Sweep, file)
     place = config.place  # of the sweep, which has computed the features
     config.runs = config.runs.with_name("again")
