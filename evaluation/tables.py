@@ -113,8 +113,8 @@ def separability_table(report: Report, data: str) -> Table:
 
 
 def detection_table(report: Report, metric: str) -> Table:
-    """One detection metric on train, validation, test and unseen data side by side."""
-    backbones = ranked(report)
+    """One detection metric on train, validation, test and unseen data side by side, of the backbones with runs."""
+    backbones = _fine_tuned(report)
     data = detection_names(backbones)
     scores = {(b.name, name): detection_scores(b, name, metric) for b in backbones for name in data}
     arrow = next((_arrow(found[0]) for found in scores.values() if found), "")
@@ -137,12 +137,16 @@ def slice_table(report: Report, data: str) -> Table:
 
 
 def gap_table(report: Report) -> Table:
-    """Differences of AUC between two sets scored by one model."""
-    backbones = ranked(report)
+    """Differences of AUC between two sets scored by one model, of the backbones with runs."""
+    backbones = _fine_tuned(report)
     names = gap_names(backbones)
     rows = [[name_cell(b), *(score_cell(gap_scores(b, name)) for name in names)] for b in backbones]
     columns = [("Backbone", ""), *((name, "") for name in names)]
     return Table("Difference of AUC", columns, rows, [b.is_control for b in backbones])
+
+
+def _fine_tuned(report: Report) -> list[BackboneResult]:
+    return [backbone for backbone in ranked(report) if backbone.runs]
 
 
 def _column_name(score_of: Callable[..., Score | None], backbones: Sequence[BackboneResult], name: str) -> str:
