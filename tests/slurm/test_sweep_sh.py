@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slurm
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(800)
 def test_a_sweep_over_two_nodes_outlives_the_loss_of_one(cluster, tiny, tmp_path):
     if not cluster.namespaces:
         pytest.skip("a node can only be lost in namespaces: run as root")
@@ -32,8 +32,8 @@ def test_a_sweep_over_two_nodes_outlives_the_loss_of_one(cluster, tiny, tmp_path
         "backbones": [{"name": "tiny_test_resnet", "initialisation": "random"}],
         "space": {"learning_rate": [1e-3, 2e-3]},
         "finetune": {
-            "epochs": 120,  # long enough for both trials to be under way at once on a busy machine
-            "evaluate_every": 60,
+            "epochs": 70,  # long enough for both trials to be under way at once on a busy machine
+            "evaluate_every": 35,
             "batch_size": 16,
             "threads": 1,
             "checkpoint_steps": 10,
@@ -57,7 +57,7 @@ def test_a_sweep_over_two_nodes_outlives_the_loss_of_one(cluster, tiny, tmp_path
     cluster.wait_until(both_under_way, timeout=240)  # one CPU on each node: a trial on each
     cluster.kill_node("n2")
     try:
-        assert cluster.wait(job, timeout=300) == {job: "COMPLETED"}, cluster.logs(60)
+        assert cluster.wait(job, timeout=420) == {job: "COMPLETED"}, cluster.logs(60)
     finally:
         cluster.start_node("n2")
         cluster.wait_idle()
