@@ -60,8 +60,11 @@ def test_no_damage_is_silent(damage, clean, tmp_path):
 
 def test_the_trials_would_notice_a_loader_that_checks_nothing(clean, tmp_path, monkeypatch):
     def unchecked(self, index):
-        file = self._file(int(self._shard[index]))
-        return bench.os.pread(file.descriptor, int(self._length[index]), int(self._offset[index]))
+        try:
+            file = self._file(int(self._shard[index]))
+            return bench.os.pread(file.descriptor, int(self._length[index]), int(self._offset[index]))
+        except OSError as error:  # read ahead while the shard is being written
+            raise self.corrupt(index, str(error)) from error
 
     monkeypatch.setattr(SampleReader, "read", unchecked)
     outcomes = [bench.trial(clean, bench.swapped_images, np.random.default_rng(s), tmp_path).result for s in range(6)]
