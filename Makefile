@@ -50,7 +50,7 @@ shards-real: setup
 	$(BIN)/python -m data_shards.pack faces=runs/faces/faces.csv only=stylegan out=runs/shards/stylegan train=0 validation=0 test=1
 
 test-cluster: setup ## The tests on a real Slurm (Debian: slurmctld slurmd slurm-client munge)
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/slurm
 
 bench-data: setup ## Loader, resume, corruption and packing against their peers; writes runs/bench-data.md
 	$(BIN)/python -m tests.benchmarks.data

@@ -194,7 +194,7 @@ def test_real_faces_and_real_weights_scaled_down(tmp_path):
     }
     experiment["backbones"] = [{"name": "imagenet_mobilenetv2"}, {"name": "edgeface_s"}]
     experiment["finetune"] |= {"epochs": 1}
-    experiment |= {"runs": str(tmp_path / "runs"), "replicates": 100, "weights_dir": str(ASSETS / "weights")}
+    experiment |= {"seeds": [0], "runs": str(tmp_path / "runs"), "replicates": 100, "weights_dir": str(ASSETS / "weights")}
     (tmp_path / "real.yaml").write_text(yaml.safe_dump(experiment))
     result = command(tmp_path / "real.yaml")
     assert result.returncode == 0, result.stderr
