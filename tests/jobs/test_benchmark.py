@@ -176,7 +176,7 @@ def test_mistakes_are_one_line_and_leave_nothing(mistake, tmp_path, write_experi
 @pytest.mark.assets
 @pytest.mark.skipif(not ASSETS.is_dir(), reason="no real faces and weights beside the checkout")
 def test_real_faces_and_real_weights_scaled_down(tmp_path):
-    """`make benchmark-real` with two of the backbones and a fiftieth of the faces."""
+    """`make benchmark-real` with two of the backbones, one of them frozen only, and a fiftieth of the faces."""
     for only, fractions in (("dfdc", (0.04, 0.03, 0.03)), ("stylegan", (0, 0, 0.1))):
         train, validation, test = fractions
         packed = command(
@@ -192,9 +192,10 @@ def test_real_faces_and_real_weights_scaled_down(tmp_path):
         **{split: str(tmp_path / "dfdc" / split) for split in ("train", "validation", "test")},
         "unseen": {"stylegan": str(tmp_path / "stylegan" / "test")},
     }
-    experiment["backbones"] = [{"name": "imagenet_mobilenetv2"}, {"name": "edgeface_s"}]
+    experiment["backbones"] = [{"name": "imagenet_mobilenetv2"}, {"name": "edgeface_s", "seeds": []}]
     experiment["finetune"] |= {"epochs": 1}
-    experiment |= {"seeds": [0], "runs": str(tmp_path / "runs"), "replicates": 100, "weights_dir": str(ASSETS / "weights")}
+    experiment |= {"seeds": [0], "replicates": 100}
+    experiment |= {"runs": str(tmp_path / "runs"), "weights_dir": str(ASSETS / "weights")}
     (tmp_path / "real.yaml").write_text(yaml.safe_dump(experiment))
     result = command(tmp_path / "real.yaml")
     assert result.returncode == 0, result.stderr
