@@ -65,7 +65,7 @@ chaos: setup ## Random faults on a real Slurm for MINUTES (root), then the check
 	$(BIN)/python tests/benchmarks/chaos.py minutes=$(MINUTES) seed=0
 
 mlflow: setup ## Compare runs at http://127.0.0.1:5000
-	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///runs/mlflow.db
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///runs/mlflow.db
 
 clean: ## Remove results; the environment stays
 	rm -rf runs

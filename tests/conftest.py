@@ -9,6 +9,8 @@ import pytest
 
 # Tiny models on two cores: threads that wait for each other cost many times what they compute. Processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# MLflow's servers start a handful of processes for jobs of its own kind, which nothing here uses.
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
 
 # How long an example takes says nothing on busy cores.
 hypothesis.settings.register_profile("no deadline", deadline=None)

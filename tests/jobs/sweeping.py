@@ -25,7 +25,7 @@ def sweep_values(folder: Path, cards: Path, **changes) -> dict:
             "unseen": {"resample": str(SAMPLE / "unseen")},
         },
         "backbones": [{"name": "tiny_resnet", "initialisation": "random"}],
-        "finetune": {"mode": "full", "epochs": 2, "batch_size": 16, "checkpoint_steps": 8, "clip": None},
+        "finetune": {"mode": "full", "epochs": 4, "batch_size": 16, "checkpoint_steps": 4, "clip": None},
         "cpus_per_trial": 2,
         "cards": str(cards),
         "runs": str(folder / "runs"),

@@ -32,8 +32,8 @@ def test_a_sweep_over_two_nodes_outlives_the_loss_of_one(cluster, tiny, tmp_path
         "backbones": [{"name": "tiny_test_resnet", "initialisation": "random"}],
         "space": {"learning_rate": [1e-3, 2e-3]},
         "finetune": {
-            "epochs": 70,  # long enough for both trials to be under way at once on a busy machine
-            "evaluate_every": 35,
+            "epochs": 46,  # long enough for both trials to be under way at once on a busy machine
+            "evaluate_every": 23,
             "batch_size": 16,
             "threads": 1,
             "checkpoint_steps": 10,
