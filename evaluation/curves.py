@@ -81,7 +81,7 @@ def dose_response(curves: Mapping[str, Sequence[DoseResponse]]) -> Figure:
                 _curve(panels[names.index(curve.name)], curve, method, style)
         for axes, name in zip(panels, names, strict=True):
             axes.set(xlabel="severity", ylabel=pretty(name))
-            axes.axhline(0.5 if "auc" in name else 0, color=GREY, linewidth=1, linestyle=":", zorder=0)
+            axes.axhline(0.5 if "auc" in name else 0, color=GREY, linewidth=1, linestyle=":", zorder=1)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=min(6, len(handles)), fontsize=9)
     return figure
@@ -120,7 +120,7 @@ def robustness(results: Mapping[str, Mapping[str, Sequence[tuple[float, Score]]]
                 axes.set_xticks(places, ["none", *(f"{level:g}" for level, _ in points[1:])])
         for axes, kind in zip(panels, kinds, strict=True):
             axes.set(xlabel=kind)
-            axes.axhline(0.5, color=GREY, linewidth=1, linestyle=":", zorder=0)
+            axes.axhline(0.5, color=GREY, linewidth=1, linestyle=":", zorder=1)
         panels[0].set_ylabel("AUC")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=8.5)
@@ -140,7 +140,7 @@ def reliability(results: Sequence[BackboneResult], data: str) -> Figure:
         for axes in grid.flat[len(rows) :]:
             axes.set_visible(False)
         for axes, backbone in zip(grid.flat, rows, strict=False):
-            axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", zorder=0)
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", zorder=1)
             for number, run in enumerate(backbone.runs):
                 curve = np.array(run.reliability.get(data, []))
                 if len(curve):

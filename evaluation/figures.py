@@ -129,7 +129,7 @@ def separability_forest(results: Sequence[BackboneResult], data: str | None = No
                 axes, y, score, color=colour, marker=marker, markerfacecolor=face, label=_short(family, 40)
             )
         chance = 0.5 if "auc" in rows[0][1].name.lower() else 0.0
-        axes.axvline(chance, color=GREY, linewidth=1, linestyle=":", zorder=0)
+        axes.axvline(chance, color=GREY, linewidth=1, linestyle=":", zorder=1)
         _backbone_axis(axes, [backbone for backbone, _ in rows])
         direction = "higher" if rows[0][1].higher_is_better else "lower"
         axes.set_xlabel(
@@ -177,7 +177,7 @@ def overfitting(results: Sequence[BackboneResult]) -> Figure:
             handles.append(artist)
         for y in range(1, len(rows)):
             axes.axhline(y - 0.5, color="#e4e4e4", linewidth=0.8, zorder=0)
-        axes.axvline(0.5, color=GREY, linewidth=1, linestyle=":", zorder=0)
+        axes.axvline(0.5, color=GREY, linewidth=1, linestyle=":", zorder=1)
         _backbone_axis(axes, rows)
         axes.set_xlabel("AUC after fine-tuning (dotted: chance)")
         figure.legend(

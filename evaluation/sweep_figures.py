@@ -80,7 +80,7 @@ def validation_versus_unseen(trials: Sequence[TrialResult], unseen: str) -> Figu
                 ms=6 if few else 3, alpha=0.85 if few else 0.5, color=COLOURS[place % len(COLOURS)], label=name,
             )  # fmt: skip
         low, high = min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])
-        axes.plot((low, high), (low, high), ":", color=GREY, lw=1, zorder=0)
+        axes.plot((low, high), (low, high), ":", color=GREY, lw=1, zorder=1)
         axes.set(xlabel="AUC on validation (selects)", ylabel=f"AUC on {unseen} (unseen)")
         axes.legend(fontsize=9)
     return figure

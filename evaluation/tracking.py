@@ -61,10 +61,10 @@ def log_result(
 
     ``curves`` are rows ``{"step": 10, "time": seconds since 1970, "split": "train", "loss": 0.7, …}``: every number
     becomes the metric ``curve/SPLIT/NAME`` at that step, everything else is left out (``time`` and ``split`` may be
-    missing); names that begin with ``system/`` are kept, since MLflow has a page for them. ``figures`` map a name to a
-    figure (stored as ``figures/NAME.png``). ``artifacts`` are files or folders. Too long values are cut, and say so;
-    values of keys that name a secret are hidden; NaN metrics are left out. ``status``: what MLflow calls a result that
-    is not whole yet.
+    missing; the run began at the first time and ended at the last); names that begin with ``system/`` are kept, since
+    MLflow has a page for them. ``figures`` map a name to a figure (stored as ``figures/NAME.png``). ``artifacts`` are
+    files or folders. Too long values are cut, and say so; values of keys that name a secret are hidden; NaN metrics are
+    left out. ``status``: what MLflow calls a result that is not whole yet.
 
     ``tracking_uri`` is ``sqlite:///PATH`` (made on first use, safe with several processes; artifacts lie beside it),
     a server (``http://HOST:PORT``) or another database that MLflow knows. Raises TrackingError.
@@ -86,11 +86,14 @@ def log_result(
         experiment_id = _experiment_id(client, tracking_uri, experiment)
         run_id, others = _find(client, experiment_id, key, content)
         if run_id is None:
-            new = client.create_run(experiment_id, run_name=key, tags={**labels, "key": key}).info.run_id
+            # MLflow's times, and so its duration, are those of the work and not of its being logged
+            times = [when for *_, when in points if when is not None]
+            began, ended = (min(times), max(times)) if times else (None, None)
+            new = client.create_run(experiment_id, began, {**labels, "key": key}, run_name=key).info.run_id
             _log_numbers(client, new, parameters, summary, points)
             _log_files(client, new, images, artifacts)
             if status != "RUNNING":  # which it is from the start
-                client.set_terminated(new, status)
+                client.set_terminated(new, status, ended)
             client.set_tag(new, "content", content)  # last: its presence means that everything is there
             # asked again: a server that dies after it has made a run, but before it says so, is asked to make another
             run_id, others = _find(client, experiment_id, key, content)

@@ -73,6 +73,8 @@ def test_everything_arrives_in_one_run_and_nothing_in_the_working_directory(data
     history = client.get_metric_history(run_id, "curve/train/loss")
     assert [(point.step, point.timestamp) for point in history[:2]] == [(0, 1_700_000_000_000), (5, 1_700_000_005_000)]
     assert len(history) == 300
+    # as long as the work took, however quickly it was logged
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_000_000, max(point.timestamp for point in history))
     assert {item.path for item in client.list_artifacts(run_id)} == {"report.txt", "figures"}
     assert [item.path for item in client.list_artifacts(run_id, "figures")] == ["figures/embedding_of_test.png"]
     experiment = client.get_experiment(run.info.experiment_id)
