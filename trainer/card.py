@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,27 @@ def load_cards(extra: str | Path | None = None) -> dict[str, BackboneCard]:
     """The built-in cards by name, and those of the file ``extra``, which may not take a built-in name."""
     cards: dict[str, BackboneCard] = {}
     for path in [*sorted(BUILT_IN.glob("*.yaml")), *([Path(extra)] if extra else [])]:
-        for card in read_cards(path):
+        for card in _cards_of(path, _version(path)):
             if card.name in cards:
                 raise InputError(f"{path}: a card named {card.name!r} exists already; give it another name")
             cards[card.name] = card
     return cards
+
+
+@lru_cache(maxsize=64)
+def _cards_of(path: Path, version: tuple[int, int]) -> tuple[BackboneCard, ...]:
+    """The cards of a file in that version. A sweep asks for them some times in every trial, and each reading took as
+    long as some epochs of a head."""
+    return tuple(read_cards(path))
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Changes with the file: time of its last change in ns, and bytes. (0, 0) without it, which reading will say."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 def get_card(name: str, extra: str | Path | None = None) -> BackboneCard:
