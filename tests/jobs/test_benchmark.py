@@ -177,7 +177,7 @@ def test_mistakes_are_one_line_and_leave_nothing(mistake, tmp_path, write_experi
 @pytest.mark.skipif(not ASSETS.is_dir(), reason="no real faces and weights beside the checkout")
 def test_real_faces_and_real_weights_scaled_down(tmp_path):
     """`make benchmark-real` with two of the backbones, one of them frozen only, and a fiftieth of the faces."""
-    for only, fractions in (("dfdc", (0.04, 0.03, 0.03)), ("stylegan", (0, 0, 0.1))):
+    for only, fractions in (("dfdc", (0.04, 0.03, 0.03)), ("stylegan", (0, 0, 0.05))):
         train, validation, test = fractions
         packed = command(
             f"faces={ASSETS / 'faces' / 'faces.csv'}",
