@@ -43,7 +43,7 @@ if [[ $bind != 127.0.0.1 && $bind != localhost ]]; then
     done
     options+=(--app-name basic-auth --allowed-hosts "$hosts")
 fi
-export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # five more processes for jobs of MLflow's own kind: none are used here
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false # processes for jobs of its own kind, which nothing here uses
 echo "http://$bind:$port serves ${store%%:*} on $(hostname)"
 exec python -m mlflow server --host "$bind" --port "$port" --backend-store-uri "$store" \
     --artifacts-destination "$runs/mlartifacts" "${options[@]}" "$@"
