@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 UPDATES = 360
 """Of a row that is disturbed: some ten seconds."""
@@ -95,9 +96,20 @@ def experiment(tiny, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny, tmp_path_factory) -> Path:
-    """The run directory of row 0 of a plan of two, which take a while and were left alone."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+def undisturbed(tiny, tmp_path_factory, worker_id) -> Path:
+    """The run directory of row 0 of a plan of two, which take a while and were left alone. Made once for all of
+    pytest-xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "undisturbed"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "complete").exists():
+            _train_undisturbed(tiny, folder)
+            (folder / "complete").touch()
+    (done,) = folder.glob("runs/tiny/*-s0-*/done.json")
+    return done.parent
+
+
+def _train_undisturbed(tiny, folder: Path) -> None:
     # 12 training samples in updates of 4: 3 updates an epoch
     path = tiny.write_experiment(folder, epochs=UPDATES / 3, evaluate_every=100, log_every=1, checkpoint_steps=50)
     settings = yaml.safe_load(path.read_text())
@@ -106,8 +118,6 @@ def undisturbed(tiny, tmp_path_factory) -> Path:
     path.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "jobs.run", f"plan={tiny.make_plan(path)}", "rows=all", "at_once=2"]
     subprocess.run(command, cwd=tiny.ROOT, check=True, env=os.environ | tiny.ENVIRONMENT)
-    (done,) = folder.glob("runs/tiny/*-s0-*/done.json")
-    return done.parent
 
 
 @pytest.fixture
