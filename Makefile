@@ -17,7 +17,7 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test]'
 	# On all cores, which pip does not. Not left to the first use: where PYTHONDONTWRITEBYTECODE is set, as it is in many
 	# containers, every process would compile everything again. (A few files of packages are templates, no Python.)
-	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib data_shards evaluation jobs trainer >/dev/null || true
 	touch $@
 
 quickstart: setup ## A small overfitting sweep on the embedded sample, then the whole benchmark: tables, reports, MLflow

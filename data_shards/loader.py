@@ -175,15 +175,17 @@ def evaluation_batches(
     on_bad: OnBad = "raise",
     max_bad_share: float = 0.001,
     pin_memory: bool = False,
+    first: int = 0,
 ) -> Iterator[Batch]:
-    """Every sample exactly once over all ranks, in the order of the index; ``epoch`` is 0.
+    """Every sample, from ``first`` of the index on, exactly once over all ranks, in the order of the index; ``epoch``
+    is 0.
 
     Rank r takes the r-th of ``world_size`` contiguous ranges that differ by at most one sample, in batches of
     ``batch_size`` (the rank's, not the global one; the last may be smaller). Nothing is padded: ranks may make
     different numbers of batches, and none at all when there are fewer samples than ranks. Merge by ``index``.
     """
-    _check(batch_size, rank, world_size)
-    start, stop = (shards.samples * r // world_size for r in (rank, rank + 1))
+    _check(batch_size, rank, world_size, first)
+    start, stop = (first + max(0, shards.samples - first) * r // world_size for r in (rank, rank + 1))
     decoder = _Decoder(
         shards,
         image_size=image_size,
@@ -197,8 +199,8 @@ def evaluation_batches(
     ends = np.cumsum([shard["samples"] for shard in shards.shards])
 
     def positions() -> Iterator[Positions]:
-        for first in range(start, stop, batch_size):
-            index = np.arange(first, min(first + batch_size, stop), dtype=np.int64)
+        for begin in range(start, stop, batch_size):
+            index = np.arange(begin, min(begin + batch_size, stop), dtype=np.int64)
             ahead.want(np.flatnonzero((ends > index[-1]) & (ends < stop))[:1] + 1)
             yield index, np.zeros_like(index)
 

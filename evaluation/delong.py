@@ -19,16 +19,16 @@ def delong(label: ArrayLike, logit: ArrayLike, group: ArrayLike) -> Score:
     when every sample is a group of its own, and Obuchowski's (Biometrics 53, 1997, eq. 2-4) otherwise. NaN ends where a
     class lies in one group, or where the AUC is 0 or 1 (the variance is then zero, not the uncertainty).
     """
-    from scipy.stats import norm, rankdata
+    from scipy.special import ndtri
 
     label = binary_label(label)
     logit = finite("logit", logit, len(label))
     component = components(group, len(label))
     size = np.bincount(label)
     # Share of the other class that a sample wins against, from ranks: ties count half.
-    rank, own = rankdata(logit), np.empty(len(label))
+    rank, own = _ranks(logit), np.empty(len(label))
     for c in (0, 1):
-        own[label == c] = rankdata(logit[label == c])
+        own[label == c] = _ranks(logit[label == c])
     placement = (rank - own) / size[1 - label]
     placement[label == 0] = 1 - placement[label == 0]
     auc = float(placement[label == 1].mean())
@@ -44,7 +44,13 @@ def delong(label: ArrayLike, logit: ArrayLike, group: ArrayLike) -> Score:
     variance = sum(g / (g - 1) * np.sum(r**2) / n**2 for g, r, n in zip(groups, residual, size, strict=True))
     every = residual.shape[1]
     variance += 2 * every / (every - 1) * np.sum(residual[0] * residual[1]) / size.prod()
-    width = norm.ppf((1 + LEVEL) / 2) * math.sqrt(max(variance, 0)) / (auc * (1 - auc))
+    width = ndtri((1 + LEVEL) / 2) * math.sqrt(max(variance, 0)) / (auc * (1 - auc))
     low, high = (1 / (1 + math.exp(-(math.log(auc / (1 - auc)) + end))) for end in (-width, width))
     how += "95 % DeLong interval on the logit scale, groups as clusters (Obuchowski 1997)"
     return Score("auc_delong", auc, low, high, True, len(label), how)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1; equal values share the mean of their ranks. (scipy.stats has it, and takes a second to import.)"""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]

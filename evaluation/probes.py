@@ -116,10 +116,13 @@ class _Probe:
         self.held_out, d = held_out, features.shape[1]
         self.train = np.setdiff1d(np.arange(len(label)), held_out)
         scaler = StandardScaler().fit(features[self.train].astype(np.float64))
-        self.x = np.column_stack([scaler.transform(features.astype(np.float64)), np.ones(len(label))])
+        scaled = scaler.transform(features.astype(np.float64))
+        if d > len(self.train):  # weights lie in the span of the training samples: the same fit in fewer coordinates
+            scaled = scaled @ np.linalg.qr(scaled[self.train].T)[0]
+        self.x = np.column_stack([scaled, np.ones(len(label))])
         self.label, self.strength = label.astype(np.float64), PENALTY / d
         self.weights = self._fit(self.train)
-        self.ridge = np.append(np.ones(d), 0.0)  # the intercept is free
+        self.ridge = np.append(np.ones(scaled.shape[1]), 0.0)  # the intercept is free
         share = _share(self.x[self.train], self.weights)
         curvature = self.strength * share * (1 - share)
         hessian = (self.x[self.train] * curvature[:, None]).T @ self.x[self.train] + np.diag(self.ridge)
@@ -136,7 +139,7 @@ class _Probe:
         x, label = self.x[rows], self.label[rows]
         for _ in range(self.STEPS):
             gradient = self.strength * x.T @ (_share(x, weights) - label) + self.ridge * weights
-            step = cho_solve(self.hessian, gradient)
+            step = cho_solve(self.hessian, gradient, check_finite=False)
             weights -= step
             if np.abs(step).max() <= self.TOLERANCE * np.abs(weights).max():
                 return weights

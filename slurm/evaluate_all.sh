@@ -6,6 +6,7 @@
 #SBATCH --time=04:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
 #SBATCH --output=evaluate_all-%j.log
 #
 # Score and evaluate what is trained, without training: sbatch slurm/evaluate_all.sh EXPERIMENT.yaml
@@ -15,5 +16,7 @@
 set -euo pipefail
 # shellcheck source=slurm/env.sh
 source "${CLUSTER_ENV:-slurm/env.sh}"
+# shellcheck source=slurm/requeue.sh
+source slurm/requeue.sh
 plan=$(python -m jobs.plan --config "$1" "${plan_options[@]}")
-exec python -m jobs.run plan="$plan" rows=all train=false
+run_or_requeue python -m jobs.run plan="$plan" rows=all train=false

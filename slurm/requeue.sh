@@ -11,3 +11,30 @@ requeue() {
     echo "error: job $1 could not be requeued; to go on, submit it again" >&2
     return 1
 }
+
+# run_or_requeue COMMAND ...: run it to its end. USR1 says that the time limit comes near: it is passed on, and when the
+# command has stopped, the job is requeued to go on; not for ever, since it may be work that no time limit lets end.
+run_or_requeue() {
+    local asked=0 command='' status=0 restarts=${SLURM_RESTART_COUNT:-0} job=$SLURM_JOB_ID
+    # by array id and index: the last task has the array's own id as its job id, and that would requeue all tasks
+    if [[ ${SLURM_ARRAY_JOB_ID:-} ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
+    trap 'asked=1; [[ -z $command ]] || kill -USR1 "$command" || true' USR1
+    "$@" &
+    command=$!
+    if ((asked)); then kill -USR1 "$command" || true; fi
+    wait "$command" || status=$?
+    while kill -0 "$command" 2>/dev/null; do # the signal has interrupted our wait, not the command
+        status=0
+        wait "$command" || status=$?
+    done
+    # 85: stopped, can go on; above 2 after a request: what has not learned to stop yet was killed by it
+    if ((asked && status > 2)); then
+        if ((restarts >= 20)); then
+            echo "error: stopped after $restarts restarts, and not requeued again; give it more time" >&2
+        else
+            echo 'stopped, to be continued'
+            requeue "$job"
+        fi
+    fi
+    return "$status"
+}

@@ -17,6 +17,7 @@ from data_shards.command import InputError, run
 from data_shards.files import atomic, digest
 from data_shards.manifest import ShardSet
 from trainer.card import BackboneCard, card_fields, get_card
+from trainer.parts import Parts
 
 if TYPE_CHECKING:
     from trainer.backbones import Backbone
@@ -105,8 +106,10 @@ def extract(
         return existing
     path = Path(out) / f"{name}--{shards.path.resolve().name}--{identity}.parquet"
     chosen = _device(device)
-    values = _compute(backbone, shards, batch_size, threads, chosen, precision, title=f"features of {name}")
+    parts = Parts(path)
+    values = _compute(backbone, shards, batch_size, threads, chosen, precision, parts, title=f"features of {name}")
     _write(path, values, shards, _provenance(backbone, shards, determining, chosen))
+    parts.discard()
     return path
 
 
@@ -136,11 +139,13 @@ def extract_layers(
         paths.append(Path(out) / f"{name}-layer{number:02d}--{shards.path.resolve().name}--{identity}.parquet")
     if not all(path.is_file() for path in paths):
         chosen = _device(device)
-        values = _compute(layers, shards, batch_size, threads, chosen, "fp32", title=f"layers of {name}")
-        parts = np.split(values, np.cumsum(layers.widths)[:-1], axis=1)
-        for path, part, inputs in zip(paths, parts, determining, strict=True):
+        parts = Parts(paths[-1])
+        values = _compute(layers, shards, batch_size, threads, chosen, "fp32", parts, title=f"layers of {name}")
+        columns = np.split(values, np.cumsum(layers.widths)[:-1], axis=1)
+        for path, own, inputs in zip(paths, columns, determining, strict=True):
             provenance = _provenance(layers.backbone, shards, inputs, chosen)
-            _write(path, np.ascontiguousarray(part), shards, {**provenance, "num_features": part.shape[1]})
+            _write(path, np.ascontiguousarray(own), shards, {**provenance, "num_features": own.shape[1]})
+        parts.discard()
     return paths
 
 
@@ -167,9 +172,16 @@ def read_features(path: str | Path) -> Features:
 
 
 def _compute(
-    backbone: Any, shards: ShardSet, batch_size: int, threads: int, device: Any, precision: str, title: str
+    backbone: Any,
+    shards: ShardSet,
+    batch_size: int,
+    threads: int,
+    device: Any,
+    precision: str,
+    parts: Parts,
+    title: str,
 ) -> np.ndarray:
-    """float32 (n, d) in the order of the index; coverage is checked, not assumed."""
+    """float32 (n, d) in the order of the index, on from what ``parts`` has; coverage is checked, not assumed."""
     import torch
     from tqdm import tqdm
 
@@ -178,28 +190,42 @@ def _compute(
 
     card, n = backbone.card, shards.samples
     values = np.full((n, backbone.num_features), np.nan, dtype=np.float32)
-    seen: list[np.ndarray] = []
+    done = parts.restore(values)
+    seen = [np.arange(done)]
     backbone = backbone.eval().to(device, memory_format=torch.channels_last)
     batches = evaluation_batches(
-        shards, batch_size=batch_size, image_size=card.input_size, threads=threads, pin_memory=device.type == "cuda"
+        shards,
+        batch_size=batch_size,
+        image_size=card.input_size,
+        threads=threads,
+        pin_memory=device.type == "cuda",
+        first=done,
     )
     quiet = not sys.stderr.isatty()
     if quiet:
-        print(f"{title}: {n} images of {shards.path.name} on {device}", file=sys.stderr)
+        on = f", {done} of them done before" if done else ""
+        print(f"{title}: {n} images of {shards.path.name} on {device}{on}", file=sys.stderr)
     with (
         torch.inference_mode(),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
-        tqdm(total=n, desc=title, unit="img", disable=quiet) as progress,
+        tqdm(total=n, initial=done, desc=title, unit="img", disable=quiet) as progress,
     ):
-        for batch in batches:
-            images = batch.images.to(device, non_blocking=True)
-            output = backbone(normalize(images, card, memory_format=torch.channels_last))
-            index = batch.index.numpy()
-            values[index] = output.float().cpu().numpy()
-            seen.append(index)
-            progress.update(len(index))
+        try:
+            for batch in batches:
+                images = batch.images.to(device, non_blocking=True)
+                output = backbone(normalize(images, card, memory_format=torch.channels_last))
+                index = batch.index.numpy()
+                values[index] = output.float().cpu().numpy()
+                seen.append(index)
+                done += len(index)
+                parts.keep(values, done)
+                progress.update(len(index))
+        except (KeyboardInterrupt, SystemExit):  # asked to stop
+            parts.keep(values, done, now=True)
+            raise
     problem = _problem(values, np.sort(np.concatenate(seen)), n)
     if problem:
+        parts.discard()
         raise InputError(f"{title}: {problem}; nothing was written")
     return values
 

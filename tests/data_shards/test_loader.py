@@ -278,6 +278,14 @@ def test_evaluation_sees_every_sample_once(sets, pixels, name, world):
     assert max(map(len, seen)) - min(map(len, seen)) <= 1
 
 
+@pytest.mark.parametrize("first", [1, 8, 32, 33, 40])
+def test_evaluation_goes_on_where_it_is_told_to(sets, first):
+    options = {"batch_size": 4, "image_size": SIZE, "world_size": 2, "first": first}
+    ranks = (evaluation_batches(sets["uneven"], rank=rank, **options) for rank in range(2))
+    seen = [i for batches in ranks for batch in batches for i in batch.index]
+    assert seen == list(range(first, sets["uneven"].samples))
+
+
 @pytest.mark.parametrize("world", range(1, 9))
 def test_what_evaluation_leaves_out_is_bounded_whatever_the_world(sets, monkeypatch, world):
     """A tenth of the samples is bad, evenly; 9 % are too many for one rank, and so for some of any number of them."""

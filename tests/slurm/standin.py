@@ -45,14 +45,15 @@ elif command == "jobs.run" and (home / "fail").exists() and given["row"] == "1":
 elif command == "jobs.run" and (home / "fail-once").exists():
     (home / "fail-once").unlink()
     sys.exit(75)
-elif command == "jobs.run" and (home / "wait").exists():
-    checkpoint = home / f"checkpoint-{{given['row']}}"
+elif command in ("jobs.run", "jobs.measure") and (home / "wait").exists():
+    number = given["row"] if command == "jobs.run" else given["backbone"]
+    checkpoint = home / f"checkpoint-{{number}}"
     if checkpoint.exists():
         sys.exit(0)
     launcher = subprocess.Popen(["sleep", "100"])  # knows nothing of USR1, as accelerate's and torchrun's
     stopped = []
     signal.signal(signal.SIGUSR1, lambda *_: stopped.append(True))
-    (home / f"running-{{given['row']}}").touch()
+    (home / f"running-{{number}}").touch()
     while not stopped and not (home / "release").exists():
         time.sleep(0.05)
     time.sleep(0.2)

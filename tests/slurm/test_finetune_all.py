@@ -54,25 +54,30 @@ def test_every_row_is_finished_once_and_reported(cluster, experiment):
 @pytest.mark.slurm
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_row_on_two_nodes_stops_on_request_and_continues(machines, experiment):
+def test_a_subset_with_a_row_that_fails_ends_in_a_report_that_says_so(cluster, tiny, tmp_path):
+    experiment = tiny.write_experiment(tmp_path)
     settings = yaml.safe_load(experiment.read_text())
-    settings["finetune"] |= {"epochs": 60, "evaluate_every": 30, "log_every": 1}  # 180 updates: time to be stopped in
+    settings["backbones"][1]["finetune"] = {"mode": "last_blocks", "unfrozen_blocks": 99}  # is seen by training only
+    settings["seeds"] = [0, 1]
     experiment.write_text(yaml.safe_dump(settings))
-    environment = {"OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix}
-    plan = subprocess.run(
-        [sys.executable, "-m", "jobs.plan", "--config", experiment],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    ).stdout.strip()
-    log = experiment.parent / "row.log"
-    arguments = ("--nodes=2", "--array=0", f"--output={log}", "slurm/finetune_row.sh", plan)
-    job = machines.sbatch(*arguments, cwd=ROOT, env=environment)
-
-    machines.wait_until(lambda: list(Path(plan).parent.glob("*/metrics.jsonl")), timeout=120)
-    machines.run("scancel", "--signal=USR1", "--batch", f"{job}_0")
-    machines.wait_until(lambda: machines.restarts(f"{job}_0") == 1, timeout=60)
-    assert machines.wait(job, timeout=240) == {f"{job}_0": "COMPLETED"}, log.read_text()
-    assert re.search(r"180 updates.* resumed after update [1-9]", log.read_text())
-    assert len(list(Path(plan).parent.glob("*/evaluation.json"))) == 1
+    job = cluster.sbatch(
+        "slurm/finetune_all.sh", experiment, "--array=0,2", "--mem=2G", cwd=tiny.ROOT, env=tiny.ENVIRONMENT
+    )
+    cluster.wait(job)
+    array, report = re.search(
+        r"squeue --jobs=(\d+),\d+,(\d+)", (cluster.folder / f"job-{job}.log").read_text()
+    ).groups()
+    assert cluster.wait(report, timeout=300) == {report: "COMPLETED"}
+    assert cluster.states(array) == {f"{array}_0": "COMPLETED", f"{array}_2": "FAILED"}
+    assert cluster.restarts(f"{array}_2") == 1, "a second try, and no third"
+    folder = tmp_path / "runs" / "tiny"
+    command = [sys.executable, "-m", "jobs.status", str(experiment)]
+    said = subprocess.run(command, cwd=tiny.ROOT, env=cluster.env, capture_output=True, text=True, check=True).stdout
+    lines = said.splitlines()
+    assert [line.split()[1] for line in lines[:4]] == ["done", "to", "failed", "to"]
+    assert "unfrozen_blocks=99: this backbone has" in lines[2]
+    assert lines[2].endswith(f"log: {folder}/slurm/row-2-{array}.log")
+    html = (folder / "report.html").read_text()
+    assert "fine-tuning of tiny_test_efficientnet" in html, "the report says what is missing"
+    (done,) = folder.glob("*/done.json")
+    assert tiny.logged_runs(tmp_path / "runs") == [(done.parent.name, "FINISHED")]

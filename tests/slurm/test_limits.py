@@ -1,4 +1,4 @@
-"""What a cluster does to rows, continued: those that take long."""
+"""Limits that a row meets: of time, of priority, of the disk. Each ends as an undisturbed run does, bit by bit."""
 
 from __future__ import annotations
 
@@ -81,76 +81,6 @@ def test_a_full_disk_is_said_and_when_there_is_room_again_the_row_goes_on(cluste
     assert cluster.wait(job, timeout=300) == {f"{job}_0": "COMPLETED"}, tiny.log(plan)
     tiny.check_equal(run, undisturbed)
     assert tiny.logged_runs(plan.parents[1]) == [(run.name, "FINISHED")]
-
-
-def test_two_nodes_with_two_processes_each_equal_one_process(machines, tiny, tmp_path):
-    """Up to the order of summation. A network without batch norm, whose statistics each process has for itself."""
-    runs = {}
-    for name, options in {"one": (), "four": ("--nodes=2", "--gpus-per-node=2")}.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        experiment = tiny.write_experiment(folder, architectures=["test_vit"], epochs=2, log_every=1)
-        plan = tiny.make_plan(experiment)
-        job = tiny.submit_row(machines, plan, *options)
-        assert machines.wait(job, timeout=300) == {f"{job}_0": "COMPLETED"}, tiny.log(plan)
-        (done,) = plan.parent.glob("*/done.json")
-        runs[name] = done.parent
-    one, four = runs["one"], runs["four"]
-    assert (tiny.world(one), tiny.world(four)) == (1, 4)
-    assert [row["step"] for row in tiny.metrics(four)] == [row["step"] for row in tiny.metrics(one)]
-    for ours, theirs in zip(tiny.metrics(four), tiny.metrics(one), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
-    assert tiny.scores(four).keys() == tiny.scores(one).keys()
-    for name, (index, logits) in tiny.scores(four).items():
-        assert index == tiny.scores(one)[name][0], "every sample once"
-        assert logits == pytest.approx(tiny.scores(one)[name][1], abs=1e-3)
-
-
-def test_a_failure_on_the_second_node_is_on_record(machines, tiny, tmp_path):
-    plan = tiny.make_plan(tiny.write_experiment(tmp_path, architectures=["test_vit"]))
-    fails = """
-import os, socket, sys
-if socket.gethostname() == "n2" and "RANK" in os.environ:
-    print("MemoryError: no room on this node", file=sys.stderr, flush=True)
-    os._exit(1)
-"""
-    (tmp_path / "sitecustomize.py").write_text(fails)
-    job = tiny.submit_row(machines, plan, "--nodes=2", PYTHONPATH=str(tmp_path))
-    assert machines.wait(job, timeout=400) == {f"{job}_0": "FAILED"}, tiny.log(plan)
-    assert machines.restarts(f"{job}_0") == 1, "a second try, and no third"
-    (record,) = plan.parent.glob("*/failed.json")
-    failure = json.loads(record.read_text())
-    assert "machine 1: MemoryError: no room on this node" in failure["reason"]
-    assert (failure["given_up"], failure["same"]) == (True, 2)
-
-
-def test_a_subset_with_a_row_that_fails_ends_in_a_report_that_says_so(cluster, tiny, tmp_path):
-    experiment = tiny.write_experiment(tmp_path)
-    settings = yaml.safe_load(experiment.read_text())
-    settings["backbones"][1]["finetune"] = {"mode": "last_blocks", "unfrozen_blocks": 99}  # is seen by training only
-    settings["seeds"] = [0, 1]
-    experiment.write_text(yaml.safe_dump(settings))
-    job = cluster.sbatch(
-        "slurm/finetune_all.sh", experiment, "--array=0,2", "--mem=2G", cwd=tiny.ROOT, env=tiny.ENVIRONMENT
-    )
-    cluster.wait(job)
-    array, report = re.search(
-        r"squeue --jobs=(\d+),\d+,(\d+)", (cluster.folder / f"job-{job}.log").read_text()
-    ).groups()
-    assert cluster.wait(report, timeout=300) == {report: "COMPLETED"}
-    assert cluster.states(array) == {f"{array}_0": "COMPLETED", f"{array}_2": "FAILED"}
-    assert cluster.restarts(f"{array}_2") == 1, "a second try, and no third"
-    folder = tmp_path / "runs" / "tiny"
-    command = [sys.executable, "-m", "jobs.status", str(experiment)]
-    said = subprocess.run(command, cwd=tiny.ROOT, env=cluster.env, capture_output=True, text=True, check=True).stdout
-    lines = said.splitlines()
-    assert [line.split()[1] for line in lines[:4]] == ["done", "to", "failed", "to"]
-    assert "unfrozen_blocks=99: this backbone has" in lines[2]
-    assert lines[2].endswith(f"log: {folder}/slurm/row-2-{array}.log")
-    html = (folder / "report.html").read_text()
-    assert "fine-tuning of tiny_test_efficientnet" in html, "the report says what is missing"
-    (done,) = folder.glob("*/done.json")
-    assert tiny.logged_runs(tmp_path / "runs") == [(done.parent.name, "FINISHED")]
 
 
 def _is_rank(process: psutil.Process) -> bool:

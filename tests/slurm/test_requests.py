@@ -83,3 +83,22 @@ def test_a_sweep_is_requeued_before_its_time_limit_and_not_when_it_is_cancelled(
     assert cluster.wait(job) == {job: "CANCELLED"}
     assert cluster.restarts(job) == 0
     assert "to be continued" not in (cluster.folder / f"job-{job}.log").read_text()
+
+
+@pytest.mark.slurm
+def test_features_are_requeued_before_their_time_limit_and_no_other_task(cluster, workplace):
+    (workplace.folder / "wait").touch()
+    options = ("--array=0-1", "--cpus-per-task=1", "--mem=1G")
+    array = workplace.submit(cluster, *options, "slurm/features_all.sh", "mine.yaml")
+    for task in "01":
+        cluster.wait_until((workplace.folder / f"running-{task}").exists)
+    show = {task: cluster.scontrol("show", "job", "--oneliner", f"{array}_{task}") for task in "01"}
+    (asked,) = [task for task in "01" if show[task].startswith(f"JobId={array} ")]  # see above
+    other = "10"[int(asked)]
+    cluster.run("scancel", "--signal=USR1", "--batch", f"{array}_{asked}")
+    cluster.wait_until(lambda: cluster.restarts(f"{array}_{asked}") == 1)
+    (workplace.folder / "release").touch()
+    assert cluster.wait(array) == {f"{array}_0": "COMPLETED", f"{array}_1": "COMPLETED"}
+    assert cluster.restarts(f"{array}_{other}") == 0
+    lives = [call["backbone"] for call in workplace.calls("jobs.measure")]
+    assert sorted(lives) == sorted([asked, asked, other])

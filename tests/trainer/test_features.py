@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -185,6 +186,53 @@ def test_features_that_are_not_finite_are_not_written(tiny_cards, shards, tmp_pa
     with pytest.raises(InputError, match="22 samples have features that are not finite"):
         extract(get_card("tiny_vit", tiny_cards), shards, tmp_path / "out", weights_dir=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def stopped(card, shards, tmp_path, monkeypatch):
+    """Function (batch) → sizes of the batches that an extraction computes which is asked to stop before that one."""
+
+    def run(batch: int) -> list[int]:
+        computed = []
+
+        def counted(images, *arguments, **options):
+            if len(computed) == batch:
+                raise SystemExit(85)
+            computed.append(len(images))
+            return normalize(images, *arguments, **options)
+
+        with monkeypatch.context() as patched, pytest.raises(SystemExit) if batch < 6 else contextlib.nullcontext():
+            patched.setattr("trainer.preprocess.normalize", counted)
+            extract(card, shards, tmp_path, batch_size=4)
+        return computed
+
+    return run
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_what_was_stopped_goes_on_and_ends_bit_equal(card, shards, tmp_path, stopped, monkeypatch, seconds):
+    monkeypatch.setattr("trainer.parts.SECONDS", seconds)  # 0: a part for each batch; 60: one, at the request
+    assert stopped(3) == [4, 4, 4]
+    assert stopped(1) == [4]
+    assert stopped(9) == [4, 2], "16 of 22 pictures were there"
+    (path,) = tmp_path.iterdir()
+    whole = extract(card, shards, tmp_path / "whole", batch_size=4)
+    np.testing.assert_array_equal(read_features(path).features, read_features(whole).features)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", None])
+def test_a_damaged_part_is_computed_again(card, shards, tmp_path, stopped, monkeypatch, content):
+    monkeypatch.setattr("trainer.parts.SECONDS", 0)
+    stopped(3)
+    second = sorted(next(tmp_path.glob(".*.parts")).iterdir())[1]
+    if content is None:
+        np.save(second, np.zeros((4, 1), dtype=np.float32))  # of another shape
+    else:
+        second.write_bytes(content)
+    assert stopped(9) == [4, 4, 4, 4, 2]
+    (path,) = tmp_path.iterdir()
+    whole = extract(card, shards, tmp_path / "whole", batch_size=4)
+    np.testing.assert_array_equal(read_features(path).features, read_features(whole).features)
 
 
 def test_wrong_options_name_the_remedy(tiny_cards, shards, tmp_path):
