@@ -309,9 +309,11 @@ def _tracking_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
         reason = URI_SECRET.sub(HIDDEN, " ".join(str(error).split()))[:500]
+        # what an MLflow that was killed while it made or changed its tables leaves, it cannot take up again
+        remedy = "move this store away and " if "_alembic_tmp_" in reason else ""
         raise TrackingError(
-            f"{URI_SECRET.sub(HIDDEN, uri)}: MLflow refused: {reason}; the run directories hold everything, run "
-            "the same command again once MLflow works"
+            f"{URI_SECRET.sub(HIDDEN, uri)}: MLflow refused: {reason}; the run directories hold everything, {remedy}"
+            "run the same command again once MLflow works"
         ) from error
 
 
@@ -336,7 +338,22 @@ def _client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # lines about tables on first use
+    path = _sqlite_path(uri)
+    if path is not None and not path.exists():
+        _make_store(path)
     return MlflowClient(tracking_uri=uri)
+
+
+def _make_store(path: Path) -> None:
+    """A new SQLite store, whole or not there. MLflow makes its tables in dozens of steps, and neither uses nor mends a
+    file in which it was killed between two of them. Under the lock of ``_exclusive``."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = path.with_name(f".{path.name}.new")
+    for leftover in (new, new.with_name(f"{new.name}-journal")):
+        leftover.unlink(missing_ok=True)
+    SqlAlchemyStore(f"sqlite:///{new}", (path.parent / "mlartifacts").as_uri()).engine.dispose()
+    os.replace(new, path)
 
 
 def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:

@@ -1,12 +1,13 @@
 """Where the CPU time of a head-only sweep goes: ``python -m tests.benchmarks.bench_sweep [trials=200]``.
 
 A random backbone's features of the embedded sample, heads of 100 epochs. CPU seconds of every process of the sweep are
-sampled from /proc until it ends, and told apart by role. Then some of the trials run once more in this process, to see
-which part of a trial is training (``trainer.loop.fit``) and not scoring and intervals.
+sampled from /proc until it ends, and told apart by role. Which part of a trial is training (``trainer.loop.fit``), not
+scoring and intervals, its own record says.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -79,30 +80,16 @@ def measure(file: Path) -> tuple[Counter, float, str]:
     return total, time.monotonic() - started, printed
 
 
-def seconds_of_training(file: Path, trials: int) -> float:
-    """CPU seconds in ``fit`` of a trial, on average over some trials of the sweep."""
-    import torch
-
-    from data_shards.command import from_yaml
-    from jobs import trial
-    from jobs.sweep_plan import Sweep, planned
-
-    torch.set_num_threads(1)  # as in the sweep: a second one waits for the first for most of so small a step
-    config = from_yaml(Sweep, file)
-    place = config.place  # of the sweep, which has computed the features
-    config.runs = config.runs.with_name("again")
-    # One more, not counted: only the first trial of a process imports and reads.
-    chosen, spent, fit = planned(config)[: trials + 1], [], trial._fit
-
-    def timed(*arguments):
-        began = time.process_time()
-        result = fit(*arguments)
-        spent.append(time.process_time() - began)
-        return result
-
-    trial._fit = timed
-    trial.run_trials([each.row for each in chosen], lambda told: None, place)
-    return sum(spent[1:]) / trials
+def seconds_of_training(run: Path) -> float:
+    """CPU seconds of ``trainer.loop.fit`` in a trial, from its own record: each row of metrics.jsonl has the time and
+    the share of the cores that the process has used since the row before."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = [row["time"] for row in rows]
+    times.insert(0, times[-1] - json.loads((run / "result.json").read_text())["seconds"])  # when it began
+    return psutil.cpu_count() * sum(
+        row["system/cpu_share"] * max(0.0, now - before)
+        for row, before, now in zip(rows, times, times[1:], strict=False)
+    )
 
 
 def main() -> None:
@@ -110,10 +97,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         total, wall, printed = measure(sweep_file(folder, trials))
-        finished = len(list(folder.glob("runs/overhead/*/overfitting.json")))
-        training = trials * seconds_of_training(folder / "overhead.yaml", min(trials, 20))
-    if finished != trials:
-        sys.exit(f"{finished} of {trials} trials finished:\n{printed[-3000:]}")
+        finished = [file.parent for file in folder.glob("runs/overhead/*/overfitting.json")]
+        training = sum(map(seconds_of_training, finished))
+    if len(finished) != trials:
+        sys.exit(f"{len(finished)} of {trials} trials finished:\n{printed[-3000:]}")
     everything = sum(total.values())
     print(f"{trials} trials in {wall:.0f} s ({3600 * trials / wall:.0f} an hour), {everything:.0f} CPU seconds:")
     for name, seconds in total.most_common():

@@ -1,7 +1,9 @@
+import contextlib
 import multiprocessing
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -219,6 +221,33 @@ def test_processes_that_start_at_once_make_one_store_one_experiment_and_one_run_
         process.join(240)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert sorted(run.data.tags["key"] for run in runs_of(uri, "race")) == ["own-0", "own-1", "own-2", "shared"]
+
+
+KILLED = """
+import os, signal, sys
+from alembic.operations.batch import ApplyBatchImpl
+from evaluation.tracking import log_result
+ApplyBatchImpl._create = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+log_result(sys.argv[1], "killed", "run", {}, {})
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_makes_the_store_leaves_none(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert subprocess.run([sys.executable, "-c", KILLED, uri], check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
+    log_result(uri, "killed", "run", PARAMS, METRICS)
+    assert len(runs_of(uri, "killed")) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+
+
+def test_a_store_that_mlflow_left_half_made_names_the_remedy(tmp_path):
+    file = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(file)) as store:
+        store.execute("create table _alembic_tmp_params (key text)")
+    with pytest.raises(TrackingError, match=r"table _alembic_tmp_params already exists.*move this store away and run"):
+        log_result(f"sqlite:///{file}", "half", "run", PARAMS, METRICS)
 
 
 @pytest.fixture
