@@ -132,14 +132,16 @@ def extract(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from data_shards.manifest import ShardSet
     from trainer.backbones import create_backbone, get_card
     from trainer.features import _compute
+    from trainer.parts import Parts
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     card = get_card("bench", write_card(folder, options.model, options.size))
     backbone, shards = create_backbone(card, initialisation="random"), ShardSet.open(options.sets / "train")
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
-        _compute(backbone, shards, options.batch, options.threads, device, "bf16", title="features")
+        start, parts = time.perf_counter(), Parts(folder / "features.parquet")
+        _compute(backbone, shards, options.batch, options.threads, device, "bf16", parts, title="features")
+        parts.discard()
         seconds.append(time.perf_counter() - start)
     memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else float("nan")
     return {"images": len(shards) / min(seconds[1:]), "wait": float("nan"), "memory": memory, "passes": 1}

@@ -121,13 +121,17 @@ def ours_features(options: argparse.Namespace, folder: Path) -> dict[str, float]
     from data_shards.manifest import ShardSet
     from trainer.backbones import create_backbone, get_card
     from trainer.features import _compute
+    from trainer.parts import Parts
 
     card = get_card("bench", write_card(folder, options.model, options.size))
     backbone = create_backbone(card, initialisation="random")
     shards = ShardSet.open(options.train)
 
     def once() -> None:
-        _compute(backbone, shards, options.batch, options.threads, torch.device("cpu"), "fp32", title="features")
+        parts = Parts(folder / "features.parquet")
+        cpu = torch.device("cpu")
+        _compute(backbone, shards, options.batch, options.threads, cpu, "fp32", parts, title="features")
+        parts.discard()
 
     once()
     passes = max(1, round(options.steps * options.batch / len(shards)))
