@@ -246,8 +246,10 @@ class ShardCache:
             kept, here = 0, []
             for entry in os.scandir(shards):
                 if entry.name.endswith(".tar"):
-                    here.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
-                    kept += entry.stat().st_size
+                    with suppress(FileNotFoundError):  # discard() does not take this lock
+                        status = os.stat(entry.path)
+                        here.append((status.st_mtime_ns, status.st_size, entry.path))
+                        kept += status.st_size
                 elif not _remove(entry.path):  # of a process that lives
                     kept += int(entry.name.split(".")[0])
             for _, bytes_, path in sorted(here):

@@ -63,6 +63,22 @@ def test_the_least_recently_used_goes_and_none_in_use(source, tmp_path):
     assert here() == {6, 7, 8}
 
 
+def test_a_damaged_copy_that_goes_while_room_is_made_is_no_error(source, tmp_path, monkeypatch):
+    cache = ShardCache(tmp_path / "c", 3000)
+    os.close(cache.open(*source(0), nothing))
+    damaged = cache.folder / "shards" / f"{source(0)[0]}.tar"
+    stat = os.stat
+
+    def gone_by_then(path, **options):
+        if str(path) == str(damaged):
+            damaged.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(remote.os, "stat", gone_by_then)
+    os.close(cache.open(*source(1), nothing))
+    assert list(kept(cache)) == [f"{source(1)[0]}.tar"]
+
+
 def test_the_time_of_use_is_noted(source, tmp_path):
     cache = ShardCache(tmp_path / "c", 3000)
     os.close(cache.open(*source(0), nothing))
