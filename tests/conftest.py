@@ -17,10 +17,18 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 
+PROGRAMS = {
+    "compiler": ("g++", "DeepSpeed and torch.compile build C++: install g++"),
+    "browser": ("chromium", "reports are opened in a browser: install Debian's package chromium"),
+}
+"""Marker → the program that its tests need, and why."""
+
+
 def pytest_runtest_setup(item):
-    """Tests marked ``compiler`` skip without a C++ compiler; in CI, which installs one, that is a failure."""
-    if item.get_closest_marker("compiler") and not shutil.which("g++"):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("DeepSpeed and torch.compile build C++: install g++")
+    """Tests whose program is missing skip; in CI, which installs all of them, that is a failure."""
+    for marker, (program, reason) in PROGRAMS.items():
+        if item.get_closest_marker(marker) and not shutil.which(program):
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 def pytest_collection_modifyitems(items):

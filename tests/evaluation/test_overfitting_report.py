@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -166,7 +165,7 @@ def test_depth_and_data_are_drawn_even_where_a_learning_rate_was_searched(trials
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="Debian's package chromium is not installed")
+@pytest.mark.browser
 def test_a_browser_opens_the_page_without_a_console_message(trials, tmp_path):
     probe = make("resnet", 0.001, 1, 0.8, 0.6)
     names = ("memorisation", "validation_error", "memorisation_above_error")

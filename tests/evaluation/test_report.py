@@ -1,6 +1,5 @@
 import dataclasses
 import re
-import shutil
 
 import pytest
 
@@ -191,7 +190,7 @@ def test_markdown_table_has_one_line_per_backbone_and_equal_columns(report):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="Debian's package chromium is not installed")
+@pytest.mark.browser
 @pytest.mark.parametrize("kind", ["plain", "hostile"])
 def test_a_browser_opens_the_page_without_a_console_message(benchmark, text, tmp_path, kind):
     path = tmp_path / "report.html"
