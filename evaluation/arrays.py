@@ -19,8 +19,8 @@ Array = Any  # an NDArray or a torch.Tensor, of the same operators
 class Compute:
     """Where pairwise distances are computed, and how many of them are held at a time.
 
-    Besides ``chunk`` distances of 4 bytes and a few temporary arrays of that size, a pass holds about 16 bytes per
-    sample and replicate. Results differ between devices and chunks by rounding only.
+    Besides ``chunk`` distances of 4 bytes, those that come next and a few temporary arrays of that size, a pass holds
+    about 16 bytes per sample and replicate. Results differ between devices and chunks by rounding only.
     """
 
     device: str = "cpu"

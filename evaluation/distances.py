@@ -7,7 +7,8 @@ neighbours), and pairs in which the terms still cancel are computed again from d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,44 @@ def normalised(features: NDArray) -> NDArray[np.float32]:
         raise ValueError("features are constant: all rows are equal, nothing can be separated")
     moved /= largest  # squares of tiny or huge features neither vanish nor overflow
     return (moved / np.sqrt(np.mean(np.sum(moved**2, axis=1)))).astype(np.float32)
+
+
+def pass_over_pairs(
+    features: NDArray[np.float32],
+    component: NDArray[np.int64],
+    compute: Compute,
+    *takers: Callable[[Tile], None],
+) -> None:
+    """Give each taker all tiles of centred ``features`` ``(n, d)``, in order. Takers must not change a tile.
+
+    On a CPU with several cores they work beside each other and beside the computation of the next tile, on a thread
+    each. BLAS gets the cores that are left: its own threads would spin while a single one does the rest, which is most
+    of the work. Results are the same to the bit.
+    """
+    found = tiles(features, component, compute)
+    cores = _blas_threads() if compute.device == "cpu" else 1
+    if cores == 1:
+        for tile in found:
+            for take in takers:
+                take(tile)
+        return
+    from threadpoolctl import threadpool_limits
+
+    workers = 1 + len(takers)
+    with threadpool_limits(max(1, cores // workers), "blas"), ThreadPoolExecutor(workers) as pool:
+        tile = next(found, None)
+        while tile is not None:
+            following = pool.submit(next, found, None)
+            for work in [pool.submit(take, tile) for take in takers]:
+                work.result()
+            tile = following.result()
+
+
+def _blas_threads() -> int:
+    """Threads that BLAS may use here: as many as there are cores for this process."""
+    from threadpoolctl import threadpool_info
+
+    return max((each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"), default=1)
 
 
 def tiles(features: NDArray[np.float32], component: NDArray[np.int64], compute: Compute) -> Iterator[Tile]:

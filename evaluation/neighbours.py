@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from evaluation.arrays import Array, Compute
 from evaluation.bootstrap import Sampled, Statistic, bootstrap, sampled
 from evaluation.detection import weighted_auc
-from evaluation.distances import Tile, tiles
+from evaluation.distances import Tile, pass_over_pairs
 
 NEIGHBOURS = (20, 5, 100)
 
@@ -129,8 +129,7 @@ def nearest_others(
 ) -> NDArray[np.int64]:
     """``(n, k)`` neighbours from other groups of normalised features, for the k of the headline."""
     neighbours = OtherGroupNeighbours(label, component, headline_only=True)
-    for tile in tiles(space, component, compute):
-        neighbours.add(tile)
+    pass_over_pairs(space, component, compute, neighbours.add)
     return neighbours.nearest
 
 

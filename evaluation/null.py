@@ -13,7 +13,7 @@ from evaluation.arrays import Compute, Host, Torch
 from evaluation.clustering import CLUSTERS, table_scores
 from evaluation.detection import weighted_auc
 from evaluation.discrepancy import gaussian_kernels, median_distance
-from evaluation.distances import Forms, Products, Tile, tiles
+from evaluation.distances import Forms, Products, Tile, pass_over_pairs
 from evaluation.geometry import ROWS, silhouettes
 from evaluation.neighbours import OtherGroupNeighbours
 from evaluation.pairs import RowSums
@@ -126,10 +126,11 @@ def null_of(
     median = median_distance(space)
     distances = _LabelSums(compute.arrays, labels, component, each=True)
     kernels = _LabelSums(compute.arrays, labels, component, each=False)
-    for tile in tiles(space, component, compute):
-        neighbours.add(tile)
-        distances.add(tile)
+
+    def add_kernels(tile: Tile) -> None:
         kernels.add(gaussian_kernels(tile, median))
+
+    pass_over_pairs(space, component, compute, neighbours.add, distances.add, add_kernels)
     nearest = neighbours.nearest
     found = {f"knn_auc_k{k}": _knn_aucs(labels, nearest[:, :k]) for k in neighbours.ks}
     found["silhouette"] = distances.silhouettes()

@@ -20,7 +20,7 @@ from evaluation.discrepancy import (
     median_distance,
     sliced_wasserstein,
 )
-from evaluation.distances import tiles
+from evaluation.distances import Tile, pass_over_pairs
 from evaluation.geometry import centroid_scores, label_silhouette
 from evaluation.neighbours import OtherGroupNeighbours
 from evaluation.pairs import PairSums, Resamples
@@ -134,10 +134,11 @@ def distance_scores(
     distances = PairSums(compute.arrays, resamples, each=True)
     kernels = PairSums(compute.arrays, resamples, each=False)
     neighbours = OtherGroupNeighbours(label, component)
-    for tile in tiles(space, component, compute):
-        distances.add(tile)
+
+    def add_kernels(tile: Tile) -> None:
         kernels.add(gaussian_kernels(tile, median))
-        neighbours.add(tile)
+
+    pass_over_pairs(space, component, compute, distances.add, add_kernels, neighbours.add)
     results = [*neighbours.scores(replicates, seed), label_silhouette(distances)]
     return [*results, energy_distance(distances), kernel_discrepancy(kernels)]
 

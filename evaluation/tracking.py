@@ -90,16 +90,24 @@ def log_result(
             times = [when for *_, when in points if when is not None]
             began, ended = (min(times), max(times)) if times else (None, None)
             new = client.create_run(experiment_id, began, {**labels, "key": key}, run_name=key).info.run_id
+            _log_files(client, new, images, artifacts)  # first: it reads the run again, with all its numbers
             _log_numbers(client, new, parameters, summary, points)
-            _log_files(client, new, images, artifacts)
             if status != "RUNNING":  # which it is from the start
                 client.set_terminated(new, status, ended)
             client.set_tag(new, "content", content)  # last: its presence means that everything is there
-            # asked again: a server that dies after it has made a run, but before it says so, is asked to make another
-            run_id, others = _find(client, experiment_id, key, content)
+            run_id, others = _after_logging(client, tracking_uri, experiment_id, key, content, new, others)
         for other in others:
             client.delete_run(other)
         return run_id
+
+
+def _after_logging(
+    client: MlflowClient, uri: str, experiment_id: str, key: str, content: str, new: str, others: list[str]
+) -> tuple[str, list[str]]:
+    """As ``_find``, when ``new`` has been logged beside ``others``. A server is asked again: others may have logged the
+    same, and one that dies after it has made a run, but before it says so, is asked to make another. A SQLite store is
+    this process's alone."""
+    return (new, others) if _sqlite_path(uri) else _find(client, experiment_id, key, content)
 
 
 def _find(client: MlflowClient, experiment_id: str, key: str, content: str) -> tuple[str | None, list[str]]:
@@ -157,7 +165,7 @@ def log_model(
                 client.log_artifacts(new, f"{folder}/model", "model")
             client.set_terminated(new, "FINISHED")
             client.set_tag(new, "content", content)  # last: its presence means that everything is there
-            run_id, others = _find(client, experiment_id, key, content)
+            run_id, others = _after_logging(client, tracking_uri, experiment_id, key, content, new, others)
         for other in others:
             client.delete_run(other)
         return f"runs:/{run_id}/model"
@@ -257,10 +265,10 @@ def _log_numbers(
     metrics = [Metric(name, value, now, 0) for name, value in summary.items()]
     metrics += [Metric(name, value, now if when is None else when, step) for name, value, step, when in points]
     entries = [Param(name, text) for name, text in params.items()]
-    for start in range(0, len(entries), 100):  # MLflow's limits for one request: 100 parameters, 1000 metrics
-        client.log_batch(run_id, params=entries[start : start + 100])
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    while entries or metrics:  # MLflow's limits for one request: 100 parameters, 1000 of both
+        client.log_batch(run_id, params=entries[:100], metrics=metrics[: 1000 - len(entries[:100])])
+        metrics = metrics[1000 - len(entries[:100]) :]
+        entries = entries[100:]
 
 
 def _log_files(client: MlflowClient, run_id: str, images: dict[str, bytes], artifacts: Sequence[Path]) -> None:

@@ -41,6 +41,7 @@ def write(config: Sweep, trials: list[Trial]) -> tuple[Path, str]:
     for title, figure, _ in drawn:
         file = config.folder / "figures" / f"{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}.png"
         file.parent.mkdir(exist_ok=True)
+        figure.set_layout_engine("none")  # it is laid out, by render, which takes half of the time of drawing it
         figure.savefig(file, dpi=80)
     sweep_tracking.log_report(config, trials, path)
     return path, text_table(content.trials)

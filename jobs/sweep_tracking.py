@@ -84,7 +84,7 @@ def _log_trial(sweep: str, each: Trial, parent: str, values: dict[str, Any]) -> 
             **{key: values[key] for key in KEYS if key in values},
         },
         metrics=_metrics(row.run) if record["status"] == "finished" else {},
-        curves=overfit.curve(row.run),
+        curves=[{**row, "validation/n": None} for row in overfit.curve(row.run)],  # the same all along
         artifacts=[file for name in ARTIFACTS if (file := row.run / name).is_file()],
         tags={
             "directory": str(row.run),
