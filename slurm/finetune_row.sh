@@ -47,11 +47,7 @@ step=$!
 if ((asked)); then ask & fi
 
 status=0
-wait "$step" || status=$?
-while kill -0 "$step" 2>/dev/null; do # the signal has interrupted our wait, not the step
-    status=0
-    wait "$step" || status=$?
-done
+to_end "$step" || status=$?
 
 # 85 stopped after a checkpoint, 75 failed for the first time in this way; 1 and 2 are final. After a request to stop,
 # any other status is what became of the step's other processes.

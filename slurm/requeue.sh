@@ -12,6 +12,17 @@ requeue() {
     return 1
 }
 
+# to_end PID: wait for a command of ours through signals, which interrupt the wait and not the command; its exit status.
+to_end() {
+    local status=0
+    wait "$1" || status=$?
+    while kill -0 "$1" 2>/dev/null; do
+        status=0
+        wait "$1" || status=$?
+    done
+    return "$status"
+}
+
 # run_or_requeue COMMAND ...: run it to its end. USR1 says that the time limit comes near: it is passed on, and when the
 # command has stopped, the job is requeued to go on; not for ever, since it may be work that no time limit lets end.
 run_or_requeue() {
@@ -22,11 +33,7 @@ run_or_requeue() {
     "$@" &
     command=$!
     if ((asked)); then kill -USR1 "$command" || true; fi
-    wait "$command" || status=$?
-    while kill -0 "$command" 2>/dev/null; do # the signal has interrupted our wait, not the command
-        status=0
-        wait "$command" || status=$?
-    done
+    to_end "$command" || status=$?
     # 85: stopped, can go on; above 2 after a request: what has not learned to stop yet was killed by it
     if ((asked && status > 2)); then
         if ((restarts >= 20)); then

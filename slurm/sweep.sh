@@ -72,11 +72,7 @@ python -m jobs.sweep "$@" address="$address" &
 sweep=$!
 ((!stopping)) || stop
 status=0
-wait "$sweep" || status=$?
-while kill -0 "$sweep" 2>/dev/null; do # the signal has interrupted our wait, not the sweep
-    status=0
-    wait "$sweep" || status=$?
-done
+to_end "$sweep" || status=$?
 if ((asked)); then
     echo "sweep: stopped, to be continued"
     finish
