@@ -62,13 +62,16 @@ def permuted_labels(
     A unit ``(n,)`` is what :func:`exchange_units` names, by default each sample; it has one label and lies in one
     group. Two exchanges, of units and never of samples:
 
-    - groups exchange their share of fake units, in units of a group whatever their number of samples;
+    - groups exchange their share of fake units: pure ones (all real or all fake) with any other pure one, mixed ones
+      with those of as many units;
     - within a group any of its units may be the fake ones.
 
     So where groups are pure, whole groups change their label; where every group pairs a real video with its fakes,
-    videos exchange labels within groups only. Taken as exchangeable are hence the groups, and within a group its units,
-    with all that they hold: also their numbers of samples. Where groups differ in size, a share is rounded at random to
-    whole units; there, and where units differ in size, the number of fakes varies.
+    videos exchange labels within groups only. No share is ever rounded: labels of which no group could have been made
+    are no null to be held against (with groups of 1 + 2 and of 1 + 1, p of the energy distance was .05 or less in 1 %
+    of sets without a difference). Taken as exchangeable are hence pure groups, mixed groups of a size, and within a
+    group its units, with all that they hold: also their numbers of samples; where these differ, the number of fakes
+    varies.
     """
     unit = np.arange(len(label)) if unit is None else unit
     _, first, of_sample = np.unique(unit, return_index=True, return_inverse=True)
@@ -76,16 +79,17 @@ def permuted_labels(
     if (fake[of_sample] != label).any() or (owner[of_sample] != component).any():
         raise ValueError("a video (or another unit of exchange) must have one label and lie in one group")
     rng = np.random.default_rng(seed)
-    size = np.bincount(owner)  # in units
-    share = np.bincount(owner, fake) / size
+    size, fakes = np.bincount(owner), np.bincount(owner, fake)  # in units
+    kind = np.where((fakes > 0) & (fakes < size), size, 0)  # of groups that exchange their shares; 0: pure
+    by_kind = np.argsort(kind, kind="stable")
     start = np.cumsum(size) - size
     result = np.empty((permutations, len(fake)), np.int64)
     for row in result:
-        wanted = rng.permutation(share) * size
-        fakes = np.floor(wanted + rng.random(len(size)) * (1 - 1e-9) + 1e-12).astype(np.int64)
+        share = np.empty(len(size))
+        share[np.lexsort((rng.random(len(size)), kind))] = (fakes / size)[by_kind]
         order = np.lexsort((rng.random(len(fake)), owner))  # units by group, in random order within
         rank = np.arange(len(fake)) - np.repeat(start, size)
-        row[order] = rank < np.repeat(fakes, size)
+        row[order] = rank < np.repeat(np.rint(share * size), size)
     return result[:, of_sample]
 
 
