@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 CPU_CHUNK = 4_000_000  # 16 MB of distances: small enough for the caches to help
 LEAST_ROWS = 256  # of a chunk by default: with fewer, keeping the nearest neighbours costs more than the distances
 GPU_CHUNK = 100_000_000  # 400 MB
+
+_LAST = 2**31  # after every priority
 
 Array = Any  # an NDArray or a torch.Tensor, of the same operators
 
@@ -37,6 +40,12 @@ class Compute:
         return self.chunk or max(LEAST_ROWS * n, CPU_CHUNK if self.device == "cpu" else GPU_CHUNK)
 
 
+def _round_(bits: Array) -> None:
+    """Of float32, whose last three bits go."""
+    bits += 4
+    bits &= -8
+
+
 class Host:
     """NumPy."""
 
@@ -51,6 +60,12 @@ class Host:
 
     def copy(self, values: Array) -> Array:
         return values.copy()
+
+    def rounded(self, values: Array) -> Array:
+        """A copy of float32 to one part in a million, the eighth of what they tell apart."""
+        copy = values.copy()
+        _round_(copy.view(np.int32))
+        return copy
 
     def exp_(self, values: Array) -> Array:
         return np.exp(values, out=values)
@@ -73,19 +88,27 @@ class Host:
     def join(self, a: Array, b: Array) -> Array:
         return np.concatenate([a, b], axis=1)
 
+    def repeat(self, row: Array, times: int) -> Array:
+        return np.repeat(row, times, axis=0)
+
     def take(self, values: Array, columns: Array) -> Array:
         return np.take_along_axis(values, columns, axis=1)
 
     def choose(self, mask: Array, a: Array, b: Array) -> Array:
         return np.where(mask, a, b)
 
-    def smallest(self, values: Array, k: int) -> Array:
-        """``(rows, k)`` columns of the smallest values of each row, in no order."""
-        mask = values <= np.partition(values, k - 1, axis=1)[:, k - 1 : k]
+    def smallest(self, values: Array, k: int, priority: Callable[[Array], Array]) -> Array:
+        """``(rows, k)`` columns of the smallest values of each row, in no order.
+
+        Where equal values do not all fit, those of lowest ``priority(rows)`` are taken, integers ``(rows, columns)``.
+        """
+        kth = np.partition(values, k - 1, axis=1)[:, k - 1 : k]
+        mask = values <= kth
         ties = np.flatnonzero(np.count_nonzero(mask, axis=1) > k)  # float32 has few values
         if len(ties):
+            rank = np.where(values[ties] < kth[ties], -1, np.where(mask[ties], priority(ties), _LAST))
             mask[ties] = False
-            mask[ties[:, None], np.argpartition(values[ties], k - 1, axis=1)[:, :k]] = True
+            mask[ties[:, None], np.argpartition(rank, k - 1, axis=1)[:, :k]] = True
         return np.flatnonzero(mask).reshape(-1, k) - np.arange(len(values))[:, None] * values.shape[1]
 
 
@@ -109,6 +132,11 @@ class Torch:
     def copy(self, values: Array) -> Array:
         return values.clone()
 
+    def rounded(self, values: Array) -> Array:
+        copy = values.clone()
+        _round_(copy.view(self.torch.int32))
+        return copy
+
     def exp_(self, values: Array) -> Array:
         return values.exp_()
 
@@ -127,11 +155,22 @@ class Torch:
     def join(self, a: Array, b: Array) -> Array:
         return self.torch.cat([a, b], 1)
 
+    def repeat(self, row: Array, times: int) -> Array:
+        return row.expand(times, -1)
+
     def take(self, values: Array, columns: Array) -> Array:
         return values.gather(1, columns)
 
     def choose(self, mask: Array, a: Array, b: Array) -> Array:
         return self.torch.where(mask, a, b)
 
-    def smallest(self, values: Array, k: int) -> Array:
-        return self.torch.topk(values, k, dim=1, largest=False, sorted=False).indices
+    def smallest(self, values: Array, k: int, priority: Callable[[Array], Array]) -> Array:
+        least = self.torch.topk(values, k, dim=1, largest=False)
+        best, kth = least.indices, least.values[:, -1:]
+        ties = ((values <= kth).sum(1) > k).nonzero()[:, 0]
+        if len(ties):
+            near, kth = values[ties], kth[ties]
+            rank = self.torch.where(near == kth, priority(ties), _LAST)
+            rank = self.torch.where(near < kth, -1, rank)
+            best[ties] = self.torch.topk(rank, k, dim=1, largest=False).indices
+        return best

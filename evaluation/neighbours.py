@@ -19,7 +19,10 @@ NEIGHBOURS = (20, 5, 100)
 class OtherGroupNeighbours:
     """The k nearest neighbours of each sample outside its own component, collected tile by tile.
 
-    The own component is left out because it may hold the very photograph that a fake was made from.
+    The own component is left out because it may hold the very photograph that a fake was made from. Samples at equal
+    distances are taken in a random order, another one for each sample: in the order of their rows, which are sorted by
+    label, the neighbours of images that a backbone maps to one point would all be of one class. Equal is what differs
+    by less than one part in a million, as rounding may, which depends on the rows.
     """
 
     def __init__(self, label: NDArray[np.int64], component: NDArray[np.int64], headline_only: bool = False) -> None:
@@ -30,15 +33,16 @@ class OtherGroupNeighbours:
         most = max(1, min(others, len(label) // 5))
         ks = [k for k in NEIGHBOURS if k <= most] or [most]
         self.ks = ks[:1] if headline_only else ks
+        self._key = np.random.default_rng(0).integers(2**31, size=len(label))
         self._distance: Array = None
         self._index: Array = None
 
     def add(self, tile: Tile) -> None:
         if self._distance is None:
             shape = (len(self.label), max(self.ks))
-            self._arrays = tile.arrays
+            self._arrays, self._keys = tile.arrays, tile.arrays.put(self._key)
             self._distance, self._index = tile.arrays.full(shape, np.inf), tile.arrays.full(shape, -1, "int64")
-        distances = tile.arrays.copy(tile.values)
+        distances = tile.arrays.rounded(tile.values)
         distances[tile.own] = np.inf
         self._merge(tile.rows, distances, tile.start)
         self._merge(slice(tile.rows.stop, len(self.label)), distances[:, tile.square :].T, tile.start)
@@ -49,16 +53,22 @@ class OtherGroupNeighbours:
             return
         arrays, k = self._arrays, self._distance.shape[1]
         candidates = arrays.join(self._distance[samples], distances)
-        best = arrays.smallest(candidates, k)
+
+        def priority(rows: Array) -> Array:
+            known, new = self._index[samples][rows], self._keys[None, first : first + distances.shape[1]]
+            keys = arrays.join(self._keys[known], arrays.repeat(new, len(rows)))
+            return keys ^ self._keys[samples][rows, None]
+
+        best = arrays.smallest(candidates, k, priority)
         self._distance[samples] = arrays.take(candidates, best)
         known = arrays.take(self._index[samples], best.clip(0, k - 1))
         self._index[samples] = arrays.choose(best < k, known, best - k + first)
 
     @property
     def nearest(self) -> NDArray[np.int64]:
-        """``(n, k)``, the nearest first; equal distances in the order of samples."""
+        """``(n, k)``, the nearest first."""
         distance, index = self._arrays.get(self._distance), self._arrays.get(self._index)
-        order = np.lexsort((index, distance), axis=1)
+        order = np.lexsort((self._key[index] ^ self._key[:, None], distance), axis=1)
         return np.take_along_axis(index, order, axis=1)
 
     def scores(self, replicates: int, seed: int) -> list[Sampled]:

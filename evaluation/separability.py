@@ -67,7 +67,7 @@ def separability(
 
     All scores are invariant to translation and scale of the features and to the order of the samples, and all but
     ``linear_probe_auc`` (it standardises) and ``sliced_wasserstein`` (random directions) to rotation, up to rounding;
-    equal distances are broken by order. Raises ValueError on misfitting shapes, a label other
+    equal distances are broken at random, by a fixed seed. Raises ValueError on misfitting shapes, a label other
     than 0 and 1, a missing class, NaN or infinity, constant features, or a single group.
     """
     drawn = separability_draws(

@@ -7,7 +7,7 @@ from evaluation import bootstrap, clustering, probes
 from evaluation.arrays import Compute, Host, Torch
 from evaluation.checks import components
 from evaluation.detection import weighted_auc
-from evaluation.distances import normalised, tiles
+from evaluation.distances import normalised, pass_over_pairs, tiles
 from evaluation.geometry import centroid_scores, label_silhouette
 from evaluation.neighbours import OtherGroupNeighbours, _statistic
 from evaluation.null import separability_null
@@ -178,6 +178,49 @@ def test_neighbours_equal_a_search_without_the_own_group(k):
     assert panel(features, label, group)[f"knn_auc_k{k}"] == pytest.approx(
         metrics.roc_auc_score(label, share), abs=1e-12
     )
+
+
+def two_points(n=400):
+    """Images that a backbone maps to one of two points, at which 70 and 30 % are fake."""
+    rng = np.random.default_rng(0)
+    point = np.repeat([0, 1], n // 2)
+    return np.eye(2)[point], (rng.random(n) < np.where(point == 0, 0.7, 0.3)).astype(int), np.arange(n)
+
+
+def collapsed(n=600):
+    """A layer whose output is zero for 75 % of the reals and 45 % of the fakes; all their distances to a face are
+    equal, but for rounding."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, n)
+    features = np.maximum(rng.normal(size=(n, 4)), 0) + 0.1
+    features[rng.random(n) < np.where(label == 0, 0.75, 0.45)] = 0
+    return features, label, np.arange(n)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_of_samples_at_equal_distances_no_class_comes_first(swapped):
+    """Taken in the order of rows, which are sorted by label, they gave an AUC of .27 one way and .69 the other."""
+    features, label, group = two_points()
+    truth = metrics.roc_auc_score(label, features[:, 0])  # .69
+    # 20 neighbours drawn at random from the 200 of a point: the share of fakes has a standard error of .1
+    assert panel(features, label ^ swapped, group)["knn_auc_k20"] == pytest.approx(truth, abs=0.04)
+    features, label, group = collapsed()
+    found = panel(features, label ^ swapped, group)
+    apart = panel(features + 1e-3 * np.random.default_rng(1).normal(size=features.shape), label, group)
+    assert [found[f"knn_auc_k{k}"] for k in (20, 100)] == pytest.approx(
+        [apart[f"knn_auc_k{k}"] for k in (20, 100)], abs=0.05
+    )
+
+
+@pytest.mark.parametrize("compute", [Compute(chunk=5000), Compute(chunk=70_000), OnTorch(chunk=5000), OnTorch()])
+@pytest.mark.parametrize("sample", [two_points, collapsed])
+def test_equal_distances_are_broken_alike_whatever_computes_them(sample, compute):
+    features, label, group = by_label(*sample())
+    expected, found = (OtherGroupNeighbours(label, group) for _ in range(2))
+    for one, into in ((Compute(), expected), (compute, found)):
+        pass_over_pairs(normalised(features), group, one, into.add)
+    # Rounding may still tell equal distances apart that lie at the edge between two rounded values.
+    assert np.mean((found.nearest != expected.nearest).any(axis=1)) < 0.02
 
 
 def test_an_identity_is_not_mistaken_for_the_label():
