@@ -1,6 +1,6 @@
-"""What the evaluation claims of itself, on simulated sets whose truth is known; Markdown tables on stdout.
+"""What the evaluation claims of itself, on simulated sets; Markdown tables on stdout.
 
-Coverage: how often 95 % intervals hold the truth. Null: whether p-values are uniform where the label means nothing.
+Coverage: how often 95 % intervals hold what the score is on average. Null: whether p-values are uniform where the label means nothing.
 Power: how often each score finds a difference, of several kinds, all of which a headline should see.
 
     python -m tests.benchmarks.truth coverage|null|power|all [tiny]     # about ten CPU-minutes for all
@@ -32,6 +32,15 @@ def grouped(groups: int, rng: np.random.Generator, dimensions: int = DIMENSIONS)
     common = np.repeat(rng.normal(size=(groups, dimensions)), PER_GROUP, axis=0)
     features = 0.7 * common + 0.7 * rng.normal(size=(len(label), dimensions))
     return features, label, np.repeat(np.arange(groups), PER_GROUP)
+
+
+def with_fakes(groups: int, rng: np.random.Generator) -> Sample:
+    """A real sample with the two fakes made of it, or in each fourth group with one; no difference."""
+    size = np.where(np.arange(groups) % 4 < 3, 3, 2)
+    group = np.repeat(np.arange(groups), size)
+    label = np.concatenate([[0, 1, 1][:each] for each in size])
+    common = 2 * rng.normal(size=(groups, DIMENSIONS))[group]
+    return common + rng.normal(size=(len(group), DIMENSIONS)), label, group
 
 
 def shifted(groups: int, rng: np.random.Generator, by: float = SHIFT, dimensions: int = DIMENSIONS) -> Sample:
@@ -107,12 +116,16 @@ def p_values(
 def uniformity(sets: int, groups: int, permutations: int) -> None:
     from scipy.stats import kstest
 
-    found = p_values(grouped, sets, groups, permutations, 2)
-    print(f"P-values of {permutations} permutations in {sets} sets without a difference, {groups} groups of four.\n")
-    print("| score | p ≤ .05 | Kolmogorov-Smirnov p of uniformity |\n|---|---|---|")
-    for name, ps in found.items():
-        middle = ps - 0.5 / (permutations + 1)  # p takes the values 1/(permutations + 1) … 1
-        print(f"| `{name}` | {100 * np.mean(ps <= 0.05):.1f} % | {kstest(middle, 'uniform').pvalue:.3f} |")
+    found = [p_values(kind, sets, groups, permutations, 2) for kind in (grouped, with_fakes)]
+    print(f"P-values of {permutations} permutations in {sets} sets of {groups} groups without a difference: of four")
+    print("samples with one label, and of a real with one or two fakes. KS: Kolmogorov-Smirnov p of uniformity.\n")
+    print("| score | one label: p ≤ .05 | KS | real and fakes: p ≤ .05 | KS |\n|---|---|---|---|---|")
+    for name in found[0]:
+        cells = []
+        for ps in (each[name] for each in found):
+            middle = ps - 0.5 / (permutations + 1)  # p takes the values 1/(permutations + 1) … 1
+            cells += [f"{100 * np.mean(ps <= 0.05):.1f} %", f"{kstest(middle, 'uniform').pvalue:.3f}"]
+        print(f"| `{name}` | {' | '.join(cells)} |")
     print(flush=True)
 
 
