@@ -1,6 +1,7 @@
 """What the evaluation claims of itself, on simulated sets; Markdown tables on stdout.
 
-Coverage: how often 95 % intervals hold what the score is on average. Null: whether p-values are uniform where the label means nothing.
+Coverage: how often 95 % intervals hold what the score is on average. Null: whether p-values are uniform where the
+label means nothing.
 Power: how often each score finds a difference, of several kinds, all of which a headline should see.
 
     python -m tests.benchmarks.truth coverage|null|power|all [tiny]     # about ten CPU-minutes for all
