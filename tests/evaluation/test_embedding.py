@@ -74,7 +74,6 @@ def test_what_cannot_be_drawn_says_why(function, features, message):
 
 @pytest.mark.slow
 def test_umap_separates_two_clouds_and_reruns_are_equal():
-    pytest.importorskip("umap", reason="umap-learn is an extra: pip install 'model-separability[umap]'")
     points = umap(clusters(), seed=3)
     assert np.array_equal(points, umap(clusters(), seed=3))
     assert np.ptp(points[:30], axis=0).max() < np.linalg.norm(points[:30].mean(axis=0) - points[30:].mean(axis=0))
