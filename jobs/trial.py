@@ -23,7 +23,8 @@ from typing import Any
 
 from data_shards.command import InputError, to_dict
 from data_shards.files import atomic, write_json
-from jobs import launched, overfit, plan, sweep_features
+from data_shards.manifest import ShardSet
+from jobs import launched, overfit, plan, sweep_features, sweep_pictures
 
 LAUNCH_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "FSDP_", "DEEPSPEED_")
 LAUNCH_VARIABLES = (
@@ -59,10 +60,20 @@ def silent() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the frozen features of a sweep lie, and the training set that all its training sets are parts of."""
+    """Where a sweep's own data lie, and the training set that all its training sets are parts of."""
 
-    features: Path
+    folder: Path
     train: Path
+
+    @property
+    def features(self) -> Path:
+        """Folder of the frozen features."""
+        return self.folder / "features"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of the decoded pictures."""
+        return self.folder / "pictures"
 
 
 def as_run(row: plan.Row) -> plan.Row:
@@ -233,15 +244,24 @@ def _halve(row: plan.Row, error: Exception) -> bool:
 
 def _run(row: plan.Row, report: Report, place: Place | None, pause: Pause | None) -> dict[str, Any]:
     config = row.config
-    frozen = None
-    if config.features is not None and place is not None:
+    frozen, open_shards = None, ShardSet.open
+    if place is not None and config.features is not None:
         frozen = sweep_features.frozen(sweep_features.key(config), place.features, place.train)
-    result = _fit(row, report, frozen, pause)
-    _score(row, frozen)
+    elif place is not None:
+        size = sweep_pictures.input_size(config)
+        open_shards = partial(sweep_pictures.open_shards, image_size=size, folder=place.pictures, whole=place.train)
+    result = _fit(row, report, frozen, open_shards, pause)
+    _score(row, frozen, open_shards)
     return {**result["selected"], "epoch": result["epoch"]}
 
 
-def _fit(row: plan.Row, report: Report, frozen: sweep_features.Frozen | None, pause: Pause | None) -> dict[str, Any]:
+def _fit(
+    row: plan.Row,
+    report: Report,
+    frozen: sweep_features.Frozen | None,
+    open_shards: Callable[[Path], ShardSet],
+    pause: Pause | None,
+) -> dict[str, Any]:
     from trainer.distributed import build_accelerator, close
     from trainer.loop import Stopped, fit
 
@@ -261,7 +281,8 @@ def _fit(row: plan.Row, report: Report, frozen: sweep_features.Frozen | None, pa
     while True:
         accelerator = build_accelerator(config)
         try:
-            return fit(config, accelerator, on_row, features=frozen and frozen.for_training(config))
+            features = frozen and frozen.for_training(config)
+            return fit(config, accelerator, on_row, features=features, open_shards=open_shards)
         except Stopped:
             if not told:  # somebody else's wish
                 raise
@@ -271,14 +292,15 @@ def _fit(row: plan.Row, report: Report, frozen: sweep_features.Frozen | None, pa
         told.clear()
 
 
-def _score(row: plan.Row, frozen: sweep_features.Frozen | None) -> None:
+def _score(row: plan.Row, frozen: sweep_features.Frozen | None, open_shards: Callable[[Path], ShardSet]) -> None:
     """Open the test and the unseen sets: training is over."""
     from trainer import predict
 
     sets = {name: Path(path) for name, path in row.score.items()}
     features = frozen and (lambda path: frozen.of(path).features)
     for checkpoint in ("best", "last"):
-        _in_batches_that_fit(partial(predict.score, row.run, sets, checkpoint, features=features))
+        score = partial(predict.score, row.run, sets, checkpoint, features=features, open_shards=open_shards)
+        _in_batches_that_fit(score)
     overfit.measure(row.run, row.config.train, replicates=row.replicates)
 
 
@@ -320,7 +342,7 @@ def task_config(rows: Sequence[plan.Row], place: Place, gpus: float) -> dict[str
     return {
         "rows": [to_dict(row) for row in rows],
         "processes": max(row.config.processes or 1 for row in rows),
-        "place": {"features": str(place.features), "train": str(place.train)},
+        "place": {"folder": str(place.folder), "train": str(place.train)},
         "root": str(Path.cwd()),
         "gpus": gpus,
     }
