@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from data_shards.reader import CorruptSample
 from jobs.subset import rows_in
 
 if TYPE_CHECKING:
+    from jobs.trial import Place
     from trainer.config import FinetuneConfig
 
 SHARE_OF_MEMORY = 0.25
@@ -60,6 +62,14 @@ def prepare(sizes: Collection[int], sets: Mapping[str, Path], folder: Path) -> N
     with _bar(sum(len(shards) for _, shards, _ in wanted.values())) as bar:
         for name, shards, size in wanted.values():
             _prepare_one(name, shards, size, folder, bar)
+
+
+def opener(config: FinetuneConfig, place: Place | None) -> Callable[[Path], ShardSet]:
+    """What opens the shard sets of a run, for ``trainer.loop.fit``. Outside a sweep, and on features, nothing is
+    shared."""
+    if place is None or config.features is not None:
+        return ShardSet.open
+    return partial(open_shards, image_size=input_size(config), folder=place.pictures, whole=place.train)
 
 
 def open_shards(path: Path, *, image_size: int, folder: Path, whole: Path) -> ShardSet:

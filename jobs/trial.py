@@ -19,12 +19,14 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_shards.command import InputError, to_dict
 from data_shards.files import atomic, write_json
-from data_shards.manifest import ShardSet
 from jobs import launched, overfit, plan, sweep_features, sweep_pictures
+
+if TYPE_CHECKING:
+    from trainer.config import FinetuneConfig
 
 LAUNCH_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "FSDP_", "DEEPSPEED_")
 LAUNCH_VARIABLES = (
@@ -243,25 +245,18 @@ def _halve(row: plan.Row, error: Exception) -> bool:
 
 
 def _run(row: plan.Row, report: Report, place: Place | None, pause: Pause | None) -> dict[str, Any]:
-    config = row.config
-    frozen, open_shards = None, ShardSet.open
-    if place is not None and config.features is not None:
-        frozen = sweep_features.frozen(sweep_features.key(config), place.features, place.train)
-    elif place is not None:
-        size = sweep_pictures.input_size(config)
-        open_shards = partial(sweep_pictures.open_shards, image_size=size, folder=place.pictures, whole=place.train)
-    result = _fit(row, report, frozen, open_shards, pause)
-    _score(row, frozen, open_shards)
+    result = _fit(row, report, place, pause)
+    _score(row, place)
     return {**result["selected"], "epoch": result["epoch"]}
 
 
-def _fit(
-    row: plan.Row,
-    report: Report,
-    frozen: sweep_features.Frozen | None,
-    open_shards: Callable[[Path], ShardSet],
-    pause: Pause | None,
-) -> dict[str, Any]:
+def _frozen(config: FinetuneConfig, place: Place | None) -> sweep_features.Frozen | None:
+    if place is None or config.features is None:
+        return None
+    return sweep_features.frozen(sweep_features.key(config), place.features, place.train)
+
+
+def _fit(row: plan.Row, report: Report, place: Place | None, pause: Pause | None) -> dict[str, Any]:
     from trainer.distributed import build_accelerator, close
     from trainer.loop import Stopped, fit
 
@@ -277,7 +272,8 @@ def _fit(
             (row.run / "stop").touch()
 
     if launched.is_launched(config):
-        return launched.fit(row, on_row)
+        return launched.fit(row, on_row, place)
+    frozen, open_shards = _frozen(config, place), sweep_pictures.opener(config, place)
     while True:
         accelerator = build_accelerator(config)
         try:
@@ -292,11 +288,12 @@ def _fit(
         told.clear()
 
 
-def _score(row: plan.Row, frozen: sweep_features.Frozen | None, open_shards: Callable[[Path], ShardSet]) -> None:
+def _score(row: plan.Row, place: Place | None) -> None:
     """Open the test and the unseen sets: training is over."""
     from trainer import predict
 
     sets = {name: Path(path) for name, path in row.score.items()}
+    frozen, open_shards = _frozen(row.config, place), sweep_pictures.opener(row.config, place)
     features = frozen and (lambda path: frozen.of(path).features)
     for checkpoint in ("best", "last"):
         score = partial(predict.score, row.run, sets, checkpoint, features=features, open_shards=open_shards)

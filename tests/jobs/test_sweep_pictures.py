@@ -16,7 +16,7 @@ from data_shards.reader import SampleReader
 from jobs import sweep_pictures, trial
 from jobs.search import parse_space
 from jobs.sweep_plan import Sweep, pack_subsets, planned, prepare_shared
-from tests.jobs.sweeping import SAMPLE, sweep_values
+from tests.jobs.sweeping import SAMPLE, damage, sweep_values
 
 FINETUNE = {"mode": "full", "epochs": 2, "batch_size": 16, "evaluate_every": 0.5, "augmentation": 0.5, "threads": 1}
 SETS = {"train": SAMPLE / "train", "test": SAMPLE / "test"}
@@ -120,11 +120,7 @@ def test_a_set_with_a_damaged_sample_is_not_shared_and_trials_meet_it_as_before(
     values = sweep_values(tmp_path, tiny_cards, space={"seed": [0]})
     values["data"]["train"] = str(tmp_path / "train")
     shutil.copytree(SAMPLE / "train", tmp_path / "train")
-    shards = ShardSet.open(tmp_path / "train")
-    file = shards.shard_path(0)
-    data = bytearray(file.read_bytes())
-    data[int(shards.column("offset")[1]) + 300] ^= 1
-    file.write_bytes(data)
+    damage(tmp_path / "train", sample=1)
     values["finetune"] = {**FINETUNE, "epochs": 1, "on_bad": "skip", "max_bad_share": 0.1}
     config = from_dict(Sweep, values)
     [only] = planned(config)
