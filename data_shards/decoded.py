@@ -59,8 +59,9 @@ def lay_out(
             for first in range(0, shards.samples, AT_ONCE):
                 some = range(first, min(first + AT_ONCE, shards.samples))
                 list(pool.map(reader.decode_into, some, block))
-                seen.update(block[: len(some)])
-                out.write(block[: len(some)])
+                pixels = block[: len(some)].data
+                seen.update(pixels)
+                out.write(pixels)
                 progress(len(some))
     finally:
         reader.close()
@@ -74,7 +75,7 @@ def is_whole(shards: ShardSet, image_size: int, folder: Path) -> bool:
         return False
     seen = xxhash.xxh3_64()
     for first in range(0, shards.samples, AT_ONCE):
-        seen.update(found.pixels[first : first + AT_ONCE])
+        seen.update(found.pixels[first : first + AT_ONCE].data)
     return _facts(array_file(shards, image_size, folder))["xxh3"] == seen.hexdigest()
 
 
