@@ -42,6 +42,18 @@ def input_size(config: FinetuneConfig) -> int:
 def prepare(sizes: Collection[int], sets: Mapping[str, Path], folder: Path) -> None:
     """Lay out in ``folder`` what is missing of the pictures of the sets, by name, in these sizes; what is in it and
     not asked for goes."""
+    wanted = _that_fit(sizes, sets, folder)
+    for file in folder.iterdir() if folder.is_dir() else ():  # also what a kill left half written
+        if file.with_suffix(".npy") not in wanted or file.suffix not in (".npy", ".json"):
+            file.unlink()
+    with _bar(sum(len(shards) for _, shards, _ in wanted.values())) as bar:
+        for name, shards, size in wanted.values():
+            _prepare_one(name, shards, size, folder, bar)
+
+
+def _that_fit(sizes: Collection[int], sets: Mapping[str, Path], folder: Path) -> dict[Path, tuple[str, ShardSet, int]]:
+    """Of each array for which there is memory: its set's name, the set, and the size. A line says what there is none
+    for."""
     left, wanted = int(SHARE_OF_MEMORY * psutil.virtual_memory().total), {}
     for size in sorted(sizes):
         for name, path in sets.items():
@@ -55,13 +67,7 @@ def prepare(sizes: Collection[int], sets: Mapping[str, Path], folder: Path) -> N
                 continue
             wanted[file] = name, shards, size
             left -= needed
-    for file in folder.glob("*.npy") if folder.is_dir() else ():
-        if file not in wanted:
-            file.with_suffix(".json").unlink(missing_ok=True)
-            file.unlink()
-    with _bar(sum(len(shards) for _, shards, _ in wanted.values())) as bar:
-        for name, shards, size in wanted.values():
-            _prepare_one(name, shards, size, folder, bar)
+    return wanted
 
 
 def opener(config: FinetuneConfig, place: Place | None) -> Callable[[Path], ShardSet]:
