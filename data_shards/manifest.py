@@ -11,10 +11,10 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from data_shards.faces import LABELS, SPLITS
 from data_shards.files import atomic, digest, sha256_file
 from data_shards.order import WINDOW
 from data_shards.remote import SIZE_GB, RemoteFolder, RemoteShards, ShardCache, staged_url, url_of
+
+if TYPE_CHECKING:
+    from data_shards.decoded import Decoded
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -67,6 +70,8 @@ class ShardSet:
     manifest: dict[str, Any]
     remote: RemoteShards | None = None
     """Where the shards come from if they are not in the folder."""
+    decoded: Decoded | None = field(default=None, compare=False, repr=False)
+    """The pictures of one size, if they are decoded already (see decoded.py): readers take them from here."""
 
     @classmethod
     def open(cls, path: str | Path, cache: ShardCache | None = None) -> ShardSet:

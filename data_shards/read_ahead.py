@@ -24,7 +24,9 @@ class ReadAhead:
     def __init__(self, shards: ShardSet, release: Callable[[], None]) -> None:
         """``release`` closes shards that the reader has open and can do without."""
         self._shards, self._release = shards, release
-        if shards.remote is None:
+        if shards.decoded is not None:  # nothing of the shards will be read
+            self.works = False
+        elif shards.remote is None:
             self.works = hasattr(os, "posix_fadvise")
         else:
             self.works = shards.remote.cache.size >= 2 * window_bytes(shards.manifest)

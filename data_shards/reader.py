@@ -45,12 +45,15 @@ class SampleReader:
     ``decode_into`` gives squares of ``image_size`` pixels. An image stored at another size is resized as a whole with
     Pillow's antialiased bicubic filter (what timm evaluates with), an image that is not square loses its aspect
     ratio: face crops are squares, and cutting would lose evidence. EXIF orientation is ignored, alpha is dropped, of
-    an animation the first frame is taken. Images above ``max_pixels`` are refused before they are decoded.
+    an animation the first frame is taken. Images above ``max_pixels`` are refused before they are decoded. Where the
+    set brings decoded pictures along, these very pixels are taken from there; another size is then a ValueError.
     """
 
     def __init__(self, shards: ShardSet, *, image_size: int, max_pixels: int = MAX_PIXELS) -> None:
         if image_size < 1:
             raise ValueError(f"image_size={image_size}: expected at least 1")
+        if shards.decoded is not None and shards.decoded.pixels.shape[1] != image_size:
+            raise ValueError(f"image_size={image_size}: the set's pictures were decoded for another size")
         self.shards, self.image_size, self.max_pixels = shards, image_size, max_pixels
         self._shard, self._xxh3 = shards.column("shard"), shards.column("xxh3")
         self._offset, self._length = shards.column("offset"), shards.column("length")
@@ -85,6 +88,9 @@ class SampleReader:
 
         JPEG pixels are those of Pillow, bit for bit (both are libjpeg-turbo with the exact DCT and upsampling).
         """
+        if self.shards.decoded is not None:
+            out[...] = self.shards.decoded.pixels[self.shards.decoded.rows[index]]
+            return
         data = self.read(index)
         try:
             if not self._decode_jpeg(data, out):

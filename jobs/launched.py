@@ -15,13 +15,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
-from data_shards.command import write_yaml
+from data_shards.command import to_dict, write_yaml
 from data_shards.files import atomic
 from jobs import plan, record
 from trainer.config import FinetuneConfig
 
+if TYPE_CHECKING:
+    from jobs.trial import Place
+
+WORKER = Path(__file__).with_name("launched_worker.py")
 SECONDS_BETWEEN_LOOKS = 0.5
 PR_SET_PDEATHSIG = 1
 
@@ -35,11 +40,12 @@ def is_launched(config: FinetuneConfig) -> bool:
     return (config.processes or 1) > 1 or config.deepspeed_stage > 0
 
 
-def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None], place: Place | None = None) -> dict[str, Any]:
     """Train ``row`` to its end on ``processes`` processes of this machine; returns its result, as of trainer.loop.fit.
 
-    ``on_row`` gets each evaluation within a second of its end. Raises what ``trainer.loop.fit`` does where the run's
-    last line tells it, else LaunchFailed. Processes and launcher end with the trial's process.
+    ``on_row`` gets each evaluation within a second of its end. ``place``: of what the sweep's trials share.
+    Raises what ``trainer.loop.fit`` does where the run's last line tells it, else LaunchFailed. Processes and launcher
+    end with the trial's process.
     """
     from trainer import launch
 
@@ -48,8 +54,8 @@ def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None]) -> dict[str, An
     file = row.run.parent / "rows" / f"{row.run.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic(file) as temporary:
-        write_yaml(temporary, row.finetune)
-    line = launch.command(file, processes=processes, deepspeed_stage=config.deepspeed_stage)
+        write_yaml(temporary, {"finetune": row.finetune, "place": place and to_dict(place)})
+    line = launch.command(file, processes=processes, deepspeed_stage=config.deepspeed_stage, script=WORKER)
     (row.run / "stopped.json").unlink(missing_ok=True)  # else a launcher that fails would read as stopped
     threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or processes) // processes)  # Ray says how many all may use
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -22,6 +22,8 @@ from data_shards.manifest import MANIFEST, ShardSet
 
 KEYS = ("train_groups", "flipped_labels")
 """Keys of a sweep that choose the training set; all others are keys of trainer.config.FinetuneConfig."""
+SAME_IMAGE = ("sha256", "length")
+"""Columns of the index by which a sample is found again in another shard set."""
 TRUE_LABEL = "true_label"
 """Column of the index with the label that the faces have."""
 
@@ -75,6 +77,14 @@ def take(subset: Subset, train: Path, folder: Path) -> Path:
         pack(faces, root, out.parent, workers=1, decode=False)
     write_json(note, source)
     return out
+
+
+def rows_in(whole: ShardSet, shards: ShardSet) -> np.ndarray:
+    """Which sample of ``whole`` has the image of each sample of ``shards``, int64 (n,), whatever their labels; KeyError
+    if an image is not in it."""
+    ours, theirs = (list(zip(*(each.column(name) for name in SAME_IMAGE), strict=True)) for each in (shards, whole))
+    place = {identity: row for row, identity in enumerate(theirs)}
+    return np.array([place[identity] for identity in ours])
 
 
 def kept(shards: ShardSet, groups: int | None) -> np.ndarray:

@@ -33,7 +33,7 @@ from jobs.sweep_plan import (
     listed,
     maker,
     pack_subsets,
-    prepare_features,
+    prepare_shared,
 )
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _in_turn(todo: Iterable[Trial]) -> list[Trial]:
 def _tune(config: Sweep, source: Listed | Tpe, some: list[Trial], total: int, left: int) -> None:
     """Run the trials of the proposals; ``some`` of them stand for all whose features are needed."""
     print(f"{config.name}: {total} trials, {total - left} of them done before", file=sys.stderr, flush=True)
-    prepare_features(config, some)
+    prepare_shared(config, some)
     make = maker(config)
 
     def begin(backbone: int, values: Values) -> Trial:
@@ -161,7 +161,7 @@ def _populations(config: Sweep, space: Space) -> list[Trial]:
     done = sum(trial.ended(each.row) for each in before)
     if done < len(before):
         print(f"{config.name}: {len(before)} trials, {done} of them done before", file=sys.stderr, flush=True)
-        prepare_features(config, before)
+        prepare_shared(config, before)
         with ray_session.join(config):
             from jobs.tune_parts import Books
 

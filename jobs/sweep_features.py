@@ -17,14 +17,12 @@ import numpy as np
 
 from data_shards.files import atomic, write_json
 from data_shards.manifest import ShardSet
+from jobs.subset import rows_in
 
 if TYPE_CHECKING:
     from trainer.config import FinetuneConfig
     from trainer.features import Features
     from trainer.inputs import HeadFeatures
-
-SAME_IMAGE = ("sha256", "length")
-"""Columns of the index by which a sample is found again in another shard set."""
 
 
 def prepare(config: FinetuneConfig, sets: Iterable[Path], folder: Path) -> None:
@@ -110,11 +108,8 @@ def frozen(backbone: tuple[str, ...], folder: Path, whole: Path) -> Frozen:
 
 def part(features: Features, whole: ShardSet, shards: ShardSet) -> Features:
     """The features of ``shards``, each of whose images is in ``whole``, from those of ``whole``."""
-    identities = [list(zip(*(each.column(name) for name in SAME_IMAGE), strict=True)) for each in (whole, shards)]
-    place = {identity: row for row, identity in enumerate(identities[0])}
-    rows = np.array([place[identity] for identity in identities[1]])
     provenance = {**features.provenance, "shards_digest": shards.digest, "samples": len(shards)}
-    return _features(features.features[rows], shards, provenance)
+    return _features(features.features[rows_in(whole, shards)], shards, provenance)
 
 
 def _features(values: np.ndarray, shards: ShardSet, provenance: dict[str, Any]) -> Features:

@@ -73,7 +73,7 @@ class Sweep:
 
     @property
     def place(self) -> trial.Place:
-        return trial.Place(self.folder / "data" / "features", self.data.train)
+        return trial.Place(self.folder / "data", self.data.train)
 
 
 @dataclass(frozen=True)
@@ -229,13 +229,16 @@ def first_trials(sweep: Sweep, space: Space) -> list[Trial]:
     ]
 
 
-def prepare_features(sweep: Sweep, todo: list[Trial]) -> None:
-    """Compute the frozen features that the trials share, where they are not there yet."""
-    from jobs import sweep_features
+def prepare_shared(sweep: Sweep, todo: list[Trial]) -> None:
+    """Make what the trials share, where it is not there yet: frozen features, and decoded pictures for those that train
+    without."""
+    from jobs import sweep_features, sweep_pictures
 
-    configs = {sweep_features.key(each.row.config): each.row.config for each in todo if each.row.config.features}
-    for config in configs.values():
+    configs = [each.row.config for each in todo]
+    for config in {sweep_features.key(config): config for config in configs if config.features}.values():
         sweep_features.prepare(config, sweep.data.by_name().values(), sweep.place.features)
+    sizes = {sweep_pictures.input_size(config) for config in configs if not config.features}
+    sweep_pictures.prepare(sizes, sweep.data.by_name(), sweep.place.pictures)
 
 
 def pack_subsets(sweep: Sweep, space: Space) -> None:

@@ -19,11 +19,14 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_shards.command import InputError, to_dict
 from data_shards.files import atomic, write_json
-from jobs import launched, overfit, plan, sweep_features
+from jobs import launched, overfit, plan, sweep_features, sweep_pictures
+
+if TYPE_CHECKING:
+    from trainer.config import FinetuneConfig
 
 LAUNCH_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "SLURM_", "PMI_", "PMIX_", "OMPI_", "FSDP_", "DEEPSPEED_")
 LAUNCH_VARIABLES = (
@@ -59,10 +62,20 @@ def silent() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the frozen features of a sweep lie, and the training set that all its training sets are parts of."""
+    """Where a sweep's own data lie, and the training set that all its training sets are parts of."""
 
-    features: Path
+    folder: Path
     train: Path
+
+    @property
+    def features(self) -> Path:
+        """Folder of the frozen features."""
+        return self.folder / "features"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of the decoded pictures."""
+        return self.folder / "pictures"
 
 
 def as_run(row: plan.Row) -> plan.Row:
@@ -232,16 +245,18 @@ def _halve(row: plan.Row, error: Exception) -> bool:
 
 
 def _run(row: plan.Row, report: Report, place: Place | None, pause: Pause | None) -> dict[str, Any]:
-    config = row.config
-    frozen = None
-    if config.features is not None and place is not None:
-        frozen = sweep_features.frozen(sweep_features.key(config), place.features, place.train)
-    result = _fit(row, report, frozen, pause)
-    _score(row, frozen)
+    result = _fit(row, report, place, pause)
+    _score(row, place)
     return {**result["selected"], "epoch": result["epoch"]}
 
 
-def _fit(row: plan.Row, report: Report, frozen: sweep_features.Frozen | None, pause: Pause | None) -> dict[str, Any]:
+def _frozen(config: FinetuneConfig, place: Place | None) -> sweep_features.Frozen | None:
+    if place is None or config.features is None:
+        return None
+    return sweep_features.frozen(sweep_features.key(config), place.features, place.train)
+
+
+def _fit(row: plan.Row, report: Report, place: Place | None, pause: Pause | None) -> dict[str, Any]:
     from trainer.distributed import build_accelerator, close
     from trainer.loop import Stopped, fit
 
@@ -257,11 +272,13 @@ def _fit(row: plan.Row, report: Report, frozen: sweep_features.Frozen | None, pa
             (row.run / "stop").touch()
 
     if launched.is_launched(config):
-        return launched.fit(row, on_row)
+        return launched.fit(row, on_row, place)
+    frozen, open_shards = _frozen(config, place), sweep_pictures.opener(config, place)
     while True:
         accelerator = build_accelerator(config)
         try:
-            return fit(config, accelerator, on_row, features=frozen and frozen.for_training(config))
+            features = frozen and frozen.for_training(config)
+            return fit(config, accelerator, on_row, features=features, open_shards=open_shards)
         except Stopped:
             if not told:  # somebody else's wish
                 raise
@@ -271,14 +288,16 @@ def _fit(row: plan.Row, report: Report, frozen: sweep_features.Frozen | None, pa
         told.clear()
 
 
-def _score(row: plan.Row, frozen: sweep_features.Frozen | None) -> None:
+def _score(row: plan.Row, place: Place | None) -> None:
     """Open the test and the unseen sets: training is over."""
     from trainer import predict
 
     sets = {name: Path(path) for name, path in row.score.items()}
+    frozen, open_shards = _frozen(row.config, place), sweep_pictures.opener(row.config, place)
     features = frozen and (lambda path: frozen.of(path).features)
     for checkpoint in ("best", "last"):
-        _in_batches_that_fit(partial(predict.score, row.run, sets, checkpoint, features=features))
+        score = partial(predict.score, row.run, sets, checkpoint, features=features, open_shards=open_shards)
+        _in_batches_that_fit(score)
     overfit.measure(row.run, row.config.train, replicates=row.replicates)
 
 
@@ -320,7 +339,7 @@ def task_config(rows: Sequence[plan.Row], place: Place, gpus: float) -> dict[str
     return {
         "rows": [to_dict(row) for row in rows],
         "processes": max(row.config.processes or 1 for row in rows),
-        "place": {"features": str(place.features), "train": str(place.train)},
+        "place": {"folder": str(place.folder), "train": str(place.train)},
         "root": str(Path.cwd()),
         "gpus": gpus,
     }

@@ -11,12 +11,14 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__" and sys.path[0] == str(Path(__file__).parent):
     del sys.path[0]  # run as a file: our modules are trainer.config and so on, never top-level "config"
 
 from data_shards.command import InputError, run
+from data_shards.manifest import ShardSet
 from trainer.config import FinetuneConfig
 from trainer.startup import Startup
 
@@ -27,8 +29,8 @@ RANK_ZERO_FIRST = 5
 second or more often."""
 
 
-def finetune(config: FinetuneConfig) -> None:
-    """Parse (done), build, run, close."""
+def finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] = ShardSet.open) -> None:
+    """Parse (done), build, run, close. ``open_shards``: see trainer.loop.fit."""
     directory = config.directory
     if (directory / "result.json").is_file():
         shutil.rmtree(directory / "state", ignore_errors=True)  # left if a kill came right after the end
@@ -37,7 +39,7 @@ def finetune(config: FinetuneConfig) -> None:
     if _rank() == 0:
         (directory / "stopped.json").unlink(missing_ok=True)  # or else what fails from here on would read as stopped
     try:
-        _finetune(config)
+        _finetune(config, open_shards)
     except InputError:
         # Mostly every process has the same one, and one line is enough: the launcher ends us when rank 0 has said it.
         # Who is still here after that has a mistake of its own to tell, a file that only this machine lacks, say.
@@ -46,7 +48,7 @@ def finetune(config: FinetuneConfig) -> None:
         raise
 
 
-def _finetune(config: FinetuneConfig) -> None:
+def _finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet]) -> None:
     startup = Startup()
     startup.mark("Python and config")
     import timm  # noqa: F401  (needed later in any case; here its time counts as an import)
@@ -60,7 +62,7 @@ def _finetune(config: FinetuneConfig) -> None:
     startup.mark("processes")
     status = 1
     try:
-        result = fit(config, accelerator, startup=startup)
+        result = fit(config, accelerator, startup=startup, open_shards=open_shards)
         auc, epoch = result["selected"]["validation/auc"], result["selected"]["epoch"]
         _say(f"{config.directory} is finished: validation AUC {auc:.4f} after {epoch:.2f} epochs was selected")
         status = 0

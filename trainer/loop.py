@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,20 +55,22 @@ def fit(
     report: Report | None = None,
     startup: Startup | None = None,
     features: HeadFeatures | None = None,
+    open_shards: Callable[[Path], ShardSet] = ShardSet.open,
 ) -> dict[str, Any]:
     """Train to the end, or on from where the run directory stands, and return the result (also in result.json; at once
     if it is there). All processes call it.
 
     ``report`` gets each row of metrics.jsonl on rank 0. ``startup`` knows when the command was given. ``features``:
     those that a config with features=FOLDER trains on, if they are in memory already; then no backbone is loaded.
-    Raises Stopped after a stop request (SIGTERM, SIGUSR1 or the file RUN/stop), NonFiniteLoss, InputError.
+    ``open_shards`` opens the sets, maybe with decoded pictures (ShardSet.decoded). Raises Stopped after a stop request
+    (SIGTERM, SIGUSR1 or the file RUN/stop), NonFiniteLoss, InputError.
     """
     directory = RunDirectory(config)
     done = on_rank_zero(accelerator, directory.result)
     if done is not None:
         return done
     # The user's mistakes show while the parts are built, before there is any file.
-    run = _Fit(config, accelerator, directory, report or (lambda row: None), startup or Startup(), features)
+    run = _Fit(config, accelerator, directory, report, startup or Startup(), features, open_shards)
     on_rank_zero(accelerator, directory.claim)
     try:
         return run.run()
@@ -92,16 +95,17 @@ class _Fit:
         config: FinetuneConfig,
         accelerator: Accelerator,
         directory: RunDirectory,
-        report: Report,
+        report: Report | None,
         startup: Startup,
         features: HeadFeatures | None,
+        open_shards: Callable[[Path], ShardSet],
     ) -> None:
-        self.config, self.accelerator, self.directory, self.report = config, accelerator, directory, report
-        self.startup = startup
+        self.config, self.accelerator, self.directory = config, accelerator, directory
+        self.report, self.startup = report or (lambda row: None), startup
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.started = time.perf_counter()
         self.card = get_card(config.backbone, config.cards)
-        self.train, self.validation = ShardSet.open(config.train), ShardSet.open(config.validation)
+        self.train, self.validation = open_shards(config.train), open_shards(config.validation)
         check_sets(self.train, self.validation)
         self.class_weight = class_weights(self.train.labels, balance=config.class_balance)
         self.schedule = Schedule(len(self.train), config.batch_size, config.epochs, config.evaluate_every)

@@ -59,13 +59,15 @@ def score(
     batch_size: int = 64,
     threads: int = 2,
     features: Callable[[Path], np.ndarray] | None = None,
+    open_shards: Callable[[Path], ShardSet] | None = None,
 ) -> dict[str, Path]:
     """Write what is missing of the scores; returns the file of each set.
 
     Each sample is scored exactly once, without augmentation, in float32 on the first GPU or the CPU; where the last
     checkpoint is the selected one, scores of the one are copied for the other. ``features``: the run's frozen backbone
-    on a shard set, float32 (n, d), if that is at hand; then the head alone is computed. ``columns``: see PredictConfig;
-    a set without one is left without it. InputError if the run is not finished, a set is none, or no set has a column.
+    on a shard set, float32 (n, d), if that is at hand; then the head alone is computed. ``open_shards`` opens the sets,
+    and may put their decoded pictures beside them. ``columns``: see PredictConfig; a set without one is left without
+    it. InputError if the run is not finished, a set is none, or no set has a column.
     """
     from data_shards.manifest import ShardSet
 
@@ -78,7 +80,7 @@ def score(
     files, twins = ({name: _scores_file(run, name, each) for name in shards} for each in (checkpoint, other))
     weights_sha256 = sha256_file(weights)
     missing: dict[str, tuple[ShardSet, dict[str, Any]]] = {}
-    sets = {name: ShardSet.open(path) for name, path in shards.items()}
+    sets = {name: (open_shards or ShardSet.open)(path) for name, path in shards.items()}
     for column in columns:
         if not any(column in opened.column_names for opened in sets.values()):
             raise InputError(f"no shard set has a column {column!r}; pack it with the faces, or leave it out")

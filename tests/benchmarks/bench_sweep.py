@@ -54,12 +54,12 @@ def role(process: psutil.Process, driver: int) -> str:
     return "trials" if line.startswith("ray::") and "Agent" not in line else "Ray's own processes"
 
 
-def measure(file: Path) -> tuple[Counter, float, str]:
+def measure(file: Path, program: tuple[str, ...] = ("-m", "jobs.sweep")) -> tuple[Counter, float, str]:
     """CPU seconds by role, wall seconds, and what the sweep printed."""
     started, seen = time.monotonic(), {}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     with tempfile.TemporaryFile("w+") as output:
-        command = [sys.executable, "-m", "jobs.sweep", str(file)]
+        command = [sys.executable, *program, str(file)]
         sweep = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
         top = psutil.Process(sweep.pid)
         while sweep.poll() is None:

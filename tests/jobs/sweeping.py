@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from data_shards.manifest import ShardSet
+
 ROOT = Path(__file__).parents[2]
 MARK = "SWEEP_OF_A_TEST"
 SAMPLE = ROOT / "data_shards" / "sample"
@@ -63,6 +65,15 @@ def run_sweep(folder: Path, values: dict) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(file), cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=500, check=False
     )
+
+
+def damage(path: Path, sample: int) -> None:
+    """Flip a bit in the middle of an image of the shard set at ``path``."""
+    shards = ShardSet.open(path)
+    file = shards.shard_path(int(shards.column("shard")[sample]))
+    data = bytearray(file.read_bytes())
+    data[int(shards.column("offset")[sample] + shards.column("length")[sample] // 2)] ^= 1
+    file.write_bytes(data)
 
 
 def processes(folder: Path) -> set[int]:

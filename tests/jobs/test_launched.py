@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import torch
 
 from data_shards.command import from_dict, to_dict
 from jobs import launched, trial
-from jobs.sweep_plan import Sweep, planned
-from tests.jobs.sweeping import ROOT, run_sweep, sweep_values
+from jobs.sweep_plan import Sweep, planned, prepare_shared
+from tests.jobs.sweeping import ROOT, SAMPLE, damage, run_sweep, sweep_values
 from trainer.loop import NonFiniteLoss
 
 # Layer norm alone: batch statistics of two processes on the CPU are not those of one.
@@ -86,13 +87,19 @@ def test_launched_processes_end_with_the_trial(tmp_path, cards):
 
 @pytest.mark.slow
 def test_a_scheduler_that_stops_a_trial_stops_its_processes(tmp_path, cards):
-    [only] = planned(from_dict(Sweep, made(tmp_path, cards, 2, epochs=500)))
+    values = made(tmp_path, cards, 2, epochs=500)
+    values["data"]["train"] = str(tmp_path / "train")
+    shutil.copytree(SAMPLE / "train", tmp_path / "train")
+    config = from_dict(Sweep, values)
+    [only] = planned(config)
+    prepare_shared(config, [only])
+    damage(tmp_path / "train", sample=1)  # the processes take the decoded pictures: else they would not get to stop
 
     def stop(found):
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        launched.fit(only.row, stop)
+        launched.fit(only.row, stop, config.place)
     assert not processes_of(only.row.run.name)
 
 

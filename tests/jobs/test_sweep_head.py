@@ -11,7 +11,7 @@ from data_shards.manifest import ShardSet
 from jobs import sweep_features, trial
 from jobs.search import parse_space
 from jobs.sweep import trials_per_task
-from jobs.sweep_plan import Sweep, pack_subsets, planned, prepare_features
+from jobs.sweep_plan import Sweep, pack_subsets, planned, prepare_shared
 from tests.jobs.sweeping import run_sweep, sweep_values
 
 FINETUNE = {"mode": "head", "flip": False, "epochs": 30, "evaluate_every": 5, "batch_size": 16, "learning_rate": 0.01}
@@ -57,7 +57,7 @@ def test_shared_features_give_what_decoded_pictures_give(tmp_path, tiny_cards):
     for config in (quick, long):
         [only] = planned(config)
         pack_subsets(config, parse_space(config.space))
-        prepare_features(config, [only])
+        prepare_shared(config, [only])
         trial.run_trial(only.row, lambda told: None, config.place)
         evaluation = json.loads((only.row.run / "evaluation.json").read_text())
         found.append({name: scores[0]["value"] for name, scores in evaluation["detection"].items()})
@@ -71,7 +71,7 @@ def test_a_smaller_or_mislabelled_set_takes_its_rows_from_the_whole_one(tmp_path
     )
     trials = planned(config)
     pack_subsets(config, parse_space(config.space))
-    prepare_features(config, trials)
+    prepare_shared(config, trials)
     frozen = sweep_features.Frozen(sweep_features.key(trials[0].row.config), config.place.features, config.data.train)
     whole, parts = frozen.of(config.data.train), [frozen.of(each.row.config.train) for each in trials]
     assert not isinstance(whole.features, np.ndarray) or isinstance(whole.features, np.memmap)  # mapped, not read

@@ -112,7 +112,7 @@ def test_out_of_memory_in_scoring_halves_its_batches_and_trains_nothing_again(ro
         (row.run / "result.json").write_text("{}")
         return {"selected": {"validation/auc": 0.5, "train/auc": 0.5}, "epoch": 1}
 
-    def score(run, sets, checkpoint, *, batch_size, features):
+    def score(run, sets, checkpoint, *, batch_size, **_):
         sizes.append((checkpoint, batch_size))
         if batch_size > most:
             raise MemoryError
