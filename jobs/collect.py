@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -262,6 +263,11 @@ def _detection(run: Path) -> dict[str, float]:
     metrics = _numbers("gap", found.gaps)
     for name, scores in found.detection.items():
         metrics |= _numbers(name, scores)
+    for name, parts in found.slices.items():
+        for part, scores in parts.items():  # of methods and subgroups the AUC alone, as in the report's table
+            key = f"{name}/{part}".replace("=", ": ").replace(f", {evaluate.PER_VIDEO}", f"/{evaluate.PER_VIDEO}")
+            if re.fullmatch(r"[\w.\- :/]+", key, re.ASCII):  # MLflow would change others, and two might become one
+                metrics |= _numbers(key, scores if part == evaluate.PER_VIDEO else scores[:1])
     return metrics
 
 

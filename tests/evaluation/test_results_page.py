@@ -37,7 +37,7 @@ DOSES = {
 def report(benchmark):
     """With AUC on parts of the test set."""
     made = benchmark(9, seeds=(0, 1))
-    slices = {"test": {"per video": Score("auc", 0.77, 0.7, 0.8, True, 50, "")}}
+    slices = {"test": {"per video": [Score("auc", 0.77, 0.7, 0.8, True, 50, "")]}}
     backbones = [
         dataclasses.replace(each, runs=[dataclasses.replace(run, slices=slices) for run in each.runs])
         for each in made.backbones

@@ -161,6 +161,21 @@ def test_mlflow_gets_the_headline_alone_and_the_scores_as_artifacts(made_up):
     assert {"dinov2_vits14--train.json", "dinov2_vits14--resample.json", "evaluation.json"} <= artifacts
 
 
+def test_mlflow_gets_all_metrics_per_video_and_the_auc_of_other_parts(made_up):
+    experiment, rows = made_up
+    path = rows[0].run / "evaluation.json"
+    scores = [score("auc", 0.7).to_dict(), score("ece", 0.1).to_dict()]
+    parts = dict.fromkeys(("per video", "swap", "swap, per video", "age=9", "age=<9", "age=>9"), scores)
+    write_json(path, {**json.loads(path.read_text()), "slices": {"test": parts}})
+    collect.log_row(rows[0])
+    [run] = runs_of(experiment.tracking, experiment.name)
+    found = {key for key in run.data.metrics if key.startswith("test/") and not key.endswith(("_low", "_high"))}
+    # What MLflow would rename, so that "<9" and ">9" were one, is in the artifact alone.
+    of_parts = {"test/swap/auc", "test/swap/per video/auc", "test/age: 9/auc"}
+    assert found == {"test/auc", "test/per video/auc", "test/per video/ece", *of_parts}
+    assert run.data.metrics["test/per video/auc_low"] == pytest.approx(0.67)
+
+
 def test_mlflow_knows_what_a_run_was_made_from_and_when(made_up):
     experiment, rows = made_up
     collect.log_row(rows[0])
