@@ -98,6 +98,11 @@ def _pixel_result(experiment: Experiment) -> BackboneResult:
     from evaluation.results import CONTROL, BackboneResult
 
     panels, missing = _panels(experiment, pixels.LABEL)
+    measured = {
+        data
+        for data in panels
+        if any(layers.layers_file(experiment, backbone.label, data).is_file() for backbone in experiment.backbones)
+    }
     return BackboneResult(
         name=pixels.LABEL,
         initialisation="none",
@@ -110,6 +115,8 @@ def _pixel_result(experiment: Experiment) -> BackboneResult:
         runs=[],
         missing=missing,
         panels=panels,
+        # No network, so a single layer: what every layer of the others is held against.
+        layers={data: panel.scores[:1] for data, panel in panels.items() if data in measured},
     )
 
 

@@ -18,6 +18,8 @@ from pyarrow import parquet
 from data_shards.command import from_yaml, write_yaml
 from data_shards.files import write_json
 from data_shards.manifest import ShardSet
+from evaluation import distances
+from evaluation.arrays import Compute
 from evaluation.panel import Panel
 from evaluation.score import Score
 from jobs import benchmark, collect, pixels, plan, relation, separability
@@ -31,10 +33,19 @@ NAMES = ["dinov2_vits14", "augnet_resnet50", "imagenet_mobilenetv2", "imagenet_e
 def measured(tmp_path_factory, write_experiment) -> Experiment:
     """A tiny backbone and the pixel statistics, on the smallest set of the sample (120 images) alone."""
     folder = tmp_path_factory.mktemp("measured")
-    experiment = from_yaml(Experiment, write_experiment(folder, replicates=20))
+    experiment = from_yaml(Experiment, write_experiment(folder, replicates=20, chunk=1500))
     experiment.data.train = experiment.data.unseen.pop("resample")
-    benchmark.measure(experiment, experiment.backbones[0])
-    benchmark.measure_pixels(experiment)
+    tiles, seen = distances.tiles, []
+
+    def spied(features, component, compute):
+        seen.append(compute)
+        return tiles(features, component, compute)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distances, "tiles", spied)
+        benchmark.measure(experiment, experiment.backbones[0])
+        benchmark.measure_pixels(experiment)
+    assert set(seen) == {Compute("cpu", 1500)}  # of the panels, and of each layer
     return experiment
 
 
@@ -45,6 +56,8 @@ def test_pixel_statistics_are_a_control_without_runs(measured):
     assert control.missing == []
     assert (control.num_features, control.parameters) == (38, 0)
     assert "separability on train" in second.missing  # the other backbone was not measured
+    (layer,) = control.layers["train"]  # beside the layers of the networks: its only one
+    assert layer == control.separability["train"][0]
     # The fakes of this set are resampled images, which sharpness gives away.
     assert control.separability["train"][0].value > 0.9
 
