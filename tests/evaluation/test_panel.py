@@ -54,6 +54,12 @@ def test_json_and_back(found):
     assert again == found
 
 
+def test_a_stored_panel_without_the_scores_of_a_later_version_is_read(found):
+    values = found.to_dict()
+    values["scores"].pop()
+    assert [score.name for score in Panel.from_dict(values).scores] == [score.name for score in found.scores[:-1]]
+
+
 def test_undefined_numbers_survive_json(found):
     odd = Panel(found.scores, draws=[float("nan"), 0.5])
     values = json.loads(json.dumps(odd.to_dict(), allow_nan=False))
