@@ -59,22 +59,22 @@ def clustering_scores(
     ends = np.cumsum([table.shape[1] for table in tables])[:-1]
     chance = [_expected_information(table.sum(axis=0)) for table in tables]
 
-    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    def of_runs(weights: NDArray[np.float64]) -> NDArray[np.float64]:  # (runs, r, 2)
         # Counts up to 2^24 are exact in float32, at half the price of the product.
         counts = (weights.astype(np.float32) @ cells).astype(np.float64)
-        per_run = [
-            np.stack([_ami(part, expected), _ari(part)], axis=1)
-            for part, expected in zip(np.split(counts, ends, axis=1), chance, strict=True)
-        ]
-        return np.mean(per_run, axis=0)
+        parts = zip(np.split(counts, ends, axis=1), chance, strict=True)
+        return np.array([np.stack([_ami(part, expected), _ari(part)], axis=1) for part, expected in parts])
 
-    values = statistic(np.ones((1, len(label))))[0]
-    draws = bootstrap(statistic, component, replicates, seed)
+    runs = of_runs(np.ones((1, len(label))))[:, 0]
+    values = runs.mean(axis=0)
+    draws = bootstrap(lambda weights: of_runs(weights).mean(axis=0), component, replicates, seed)
     titles = {"ami": "adjusted mutual information", "ari": "adjusted Rand index"}
     scores = []
     for column, (short, title) in enumerate(titles.items()):
-        how = f"{title} of {METHODS[method]} clusters with the label, mean of {len(clusterings)} runs; "
-        how += "{interval}, clusterings held fixed"
+        how = f"{title} of {METHODS[method]} clusters with the label, mean of {len(clusterings)} runs"
+        if len(runs) > 1:  # of other seeds, which the interval does not cover
+            how += f" (here {runs[:, column].min():.3f} to {runs[:, column].max():.3f})"
+        how += "; {interval}, clusterings held fixed"
         scores.append(
             sampled(f"{method}_{short}_k{k}", values[column], draws[:, column], n=len(label), how=how, bounds=(-1, 1))
         )

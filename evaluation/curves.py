@@ -62,7 +62,7 @@ def _cell(axes: Any, x: float, y: float, score: Score, cells: int, bright: bool)
 def dose_response(curves: Mapping[str, Sequence[DoseResponse]]) -> Figure:
     """Scores over severity, one panel for each score and one line for each method, with 95 % intervals.
 
-    Filled dots: from here on every interval lies beyond chance. ``curves``: method → curves of the scores.
+    Filled dots: from here on the rise over severity 0 is beyond chance. ``curves``: method → curves of the scores.
     """
     names = list(dict.fromkeys(curve.name for found in curves.values() for curve in found))
     if not names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from evaluation.dose import DoseResponse
+from evaluation.dose import DoseResponse, least_severity
 from evaluation.results import Report, pretty, ranked
 from evaluation.tables import NO_RESULT, Cell, Table, p_text, separability_table
 
@@ -42,7 +42,7 @@ def null_table(report: Report, data: str) -> Table:
 
 
 def dose_table(report: Report, doses: Doses) -> Table:
-    """A row for each method and backbone, by the least severity that the headline tells."""
+    """A row for each method and backbone, by the least severity that the headline tells; beside it its 95 % range."""
     rows = [(method, backbone, curves[0]) for backbone, found in doses.items() for method, curves in found.items()]
     rows.sort(key=lambda row: (row[0], _least(row[2]), -row[2].slope.value))
     columns = [("Method", ""), ("Backbone", ""), ("Score", ""), ("Least severity told", "")]
@@ -86,7 +86,8 @@ def _least(curve: DoseResponse) -> float:
 
 
 def _severity_cell(curve: DoseResponse) -> Cell:
-    return Cell("none" if math.isnan(curve.detectable) else f"{curve.detectable:g}", _least(curve))
+    least, *ends = least_severity(curve).split(" ", 1)
+    return Cell(least, _least(curve), *ends)
 
 
 def _slope_cell(curve: DoseResponse) -> Cell:
@@ -102,4 +103,4 @@ def _dose_cell(curve: DoseResponse | None) -> Cell:
     if curve is None:
         return Cell(NO_RESULT, "")
     outside = "" if curve.null_holds else "; severity 0 is not within chance"
-    return Cell(f"{_severity_cell(curve).text} (slope {curve.slope.value:+.3f}{outside})", _least(curve))
+    return Cell(f"{least_severity(curve)} (slope {curve.slope.value:+.3f}{outside})", _least(curve))

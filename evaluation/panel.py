@@ -21,7 +21,7 @@ from evaluation.null import Null, exchange_units, null_of
 from evaluation.partitions import partitions_of
 from evaluation.prepared import Prepared
 from evaluation.score import Score
-from evaluation.separability import STEPS, Progress, draws_of
+from evaluation.separability import REFERENCES, STEPS, Progress, draws_of
 from evaluation.transferability import transferability
 from evaluation.treatments import TREATMENTS, treat
 
@@ -125,31 +125,29 @@ def panel(
     drawn = draws_of(prepared, seed=seed, replicates=replicates, progress=tell, compute=compute)
     nulls = null_of(prepared, seed=seed, permutations=replicates, compute=compute)
     tell(STEPS + 1, STEPS, "permutation null")
+    options = {"seed": seed, "replicates": replicates, "compute": compute}
     methods = [str(name) for name in np.unique(method[label == 1])]
     by_method = {}
     for name in methods if len(methods) > 1 else []:
         kept = (label == 0) | (method == name)
-        by_method[name] = headline(features[kept], label[kept], group[kept], seed=seed, replicates=replicates)
+        by_method[name] = headline(features[kept], label[kept], group[kept], **options)
     for a, b in combinations(methods, 2):
         kept = (label == 1) & np.isin(method, (a, b))
-        by_method[f"{a} against {b}"] = headline(
-            features[kept], (method[kept] == b).astype(np.int64), group[kept], seed=seed, replicates=replicates
-        )
-    by_treatment = {
-        name: headline(treat(features, name), label, group, seed=seed, replicates=replicates) for name in TREATMENTS
-    }
+        of_b = (method[kept] == b).astype(np.int64)
+        by_method[f"{a} against {b}"] = headline(features[kept], of_b, group[kept], **options)
+    by_treatment = {name: headline(treat(features, name), label, group, **options) for name in TREATMENTS}
     tell(STEPS + 2, STEPS, "methods and treatments")
     transfer = transferability(features, label, group, seed=seed)
     tell(STEPS + 3, STEPS, "transferability")
     further = partitions_of(prepared, seed=seed, replicates=replicates)
     tell(STEPS + 4, STEPS, "further clusterings")
     varying = {name: values for name, values in (nuisances or {}).items() if len(np.unique(np.asarray(values))) > 1}
-    fewer = min(replicates, CONFOUND_REPLICATES)
-    options = {"seed": seed, "replicates": fewer, "compute": compute}
+    options["replicates"] = min(replicates, CONFOUND_REPLICATES)
     confounded = confounds(features, label, group, varying, **options) if varying else []
     tell(STEPS + 5, STEPS, "confounds")
+    scores, fitted = [each.score for each in drawn], len(REFERENCES)
     return Panel(
-        scores=[*(each.score for each in drawn[:-1]), *further, drawn[-1].score],  # the supervised reference is last
+        scores=[*scores[:-fitted], *further, *scores[-fitted:]],
         nulls=nulls,
         draws=drawn[0].draws.tolist(),
         by_method=by_method,
@@ -159,7 +157,15 @@ def panel(
     )
 
 
-def headline(features: ArrayLike, label: ArrayLike, group: ArrayLike, *, seed: int, replicates: int) -> Score:
+def headline(
+    features: ArrayLike,
+    label: ArrayLike,
+    group: ArrayLike,
+    *,
+    seed: int,
+    replicates: int,
+    compute: Compute = Compute(),  # noqa: B008 - frozen
+) -> Score:
     """The headline score alone; NaN, with the reason in ``how``, where it is undefined."""
     label = binary_label(label)
     component = components(group, len(label))
@@ -169,4 +175,4 @@ def headline(features: ArrayLike, label: ArrayLike, group: ArrayLike, *, seed: i
         space = normalised(finite("features", features, len(label), ndim=2))
     except ValueError as reason:
         return Score("knn_auc", math.nan, math.nan, math.nan, True, len(label), f"undefined: {reason}")
-    return neighbour_auc(space, label, component, replicates, seed).score
+    return neighbour_auc(space, label, component, replicates, seed, compute).score

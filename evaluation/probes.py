@@ -33,10 +33,10 @@ def linear_probe_auc(
     NaN, with the reason in ``how``, where the groups do not allow two folds with both classes.
     """
     fold = folds(label, component, seed)
-    probes = None if not _every_fit_has_both_classes(label, fold) else _probes(features, label, fold)
+    probes = None if not every_fit_has_both_classes(label, fold) else _probes(features, label, fold)
 
     def statistic(kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        if not _every_fit_has_both_classes(label[kept], fold[kept]):
+        if not every_fit_has_both_classes(label[kept], fold[kept]):
             return np.array([math.nan])
         logit = np.concatenate([probe.held_out_logits(kept) for probe in probes])
         rows = np.concatenate([np.intersect1d(probe.held_out, kept, assume_unique=True) for probe in probes])
@@ -80,7 +80,7 @@ def cross_validated_logits(
     features: NDArray, label: NDArray[np.int64], fold: NDArray[np.int64]
 ) -> NDArray[np.float64] | None:
     """``(n,)`` logits, each from a fit on the other folds; None where a fit would lack a class."""
-    if not _every_fit_has_both_classes(label, fold):
+    if not every_fit_has_both_classes(label, fold):
         return None
     return _out_of_fold(_probes(features, label, fold), len(label))
 
@@ -92,7 +92,8 @@ def _out_of_fold(probes: list[_Probe], n: int) -> NDArray[np.float64]:
     return logits
 
 
-def _every_fit_has_both_classes(label: NDArray[np.int64], fold: NDArray[np.int64]) -> bool:
+def every_fit_has_both_classes(label: NDArray[np.int64], fold: NDArray[np.int64]) -> bool:
+    """Whether the samples outside of each fold hold both classes, ``label`` and ``fold`` ``(n,)``."""
     return all(len(np.unique(label[fold != number])) == 2 for number in np.unique(fold))
 
 

@@ -35,8 +35,9 @@ class RunResult:
     """Rows of metrics.jsonl."""
     selected_step: int
     directory: str
-    slices: dict[str, dict[str, Score]] = field(default_factory=dict)
-    """Test or unseen data name → part of it (``per video``, or a method against all real samples) → AUC."""
+    slices: dict[str, dict[str, list[Score]]] = field(default_factory=dict)
+    """Test or unseen data name → part of it (``per video``, a method against all real samples, ``COLUMN=VALUE``) → the
+    scores of ``detection`` on it."""
     reliability: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
     """Data name → (mean probability, share of fakes, samples) of bins of equal mass."""
 
@@ -128,6 +129,17 @@ def over_seeds(scores: Sequence[Score]) -> Score | None:
 def detection_scores(backbone: BackboneResult, data: str, metric: str = "auc") -> list[Score]:
     """The metric on one data set, one score for each seed that has it."""
     found = (find(run.detection.get(data, []), metric) for run in backbone.runs)
+    return [score for score in found if score is not None]
+
+
+def part_names(backbones: Sequence[BackboneResult], data: str) -> list[str]:
+    """Parts of a data set that have scores of their own, as first met."""
+    return list(dict.fromkeys(name for b in backbones for run in b.runs for name in run.slices.get(data, {})))
+
+
+def part_scores(backbone: BackboneResult, data: str, part: str, metric: str = "auc") -> list[Score]:
+    """The metric on a part of a data set, one score for each seed that has it."""
+    found = (find(run.slices.get(data, {}).get(part, []), metric) for run in backbone.runs)
     return [score for score in found if score is not None]
 
 

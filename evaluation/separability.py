@@ -22,6 +22,7 @@ from evaluation.discrepancy import (
 )
 from evaluation.distances import Tile, pass_over_pairs
 from evaluation.geometry import centroid_scores, label_silhouette
+from evaluation.neighbour_probe import knn_probe_auc
 from evaluation.neighbours import OtherGroupNeighbours
 from evaluation.pairs import PairSums, Resamples
 from evaluation.prepared import Prepared
@@ -30,6 +31,7 @@ from evaluation.score import Score
 
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what was done
 STEPS = len(CLUSTERS) + 3
+REFERENCES = ("linear_probe_auc", "knn_probe_auc")  # they fit the label; the last scores of a panel
 
 
 def separability(
@@ -49,7 +51,7 @@ def separability(
     features : ``(n, d)`` finite numbers, at least two different rows.
     label : ``(n,)`` 0 (real) or 1 (fake), both present.
     group : ``(n,)`` integers or strings: samples that are not independent; ids joined with ``|`` tie. At least two.
-    seed, replicates : of the bootstrap; ``seed`` also starts k-means and the folds of the probe.
+    seed, replicates : of the bootstrap; ``seed`` also starts k-means and the folds of the probes.
     progress : called as ``progress(done, total, what)`` after each step.
     compute : where pairwise distances are computed, CPU or GPU, and how many are held at a time.
 
@@ -59,11 +61,12 @@ def separability(
     ``silhouette``, ``fisher_ratio``, ``davies_bouldin`` (the only one of which lower is better),
     ``calinski_harabasz`` (:mod:`evaluation.geometry`), ``energy_distance``, ``mmd2``, ``sliced_wasserstein``,
     ``frechet`` (:mod:`evaluation.discrepancy`), ``kmeans_ami_kK`` and ``kmeans_ari_kK`` for K = 2 … 32
-    (:mod:`evaluation.clustering`) and the supervised ``linear_probe_auc`` (:mod:`evaluation.probes`).
+    (:mod:`evaluation.clustering`) and last the supervised :data:`REFERENCES`, ``linear_probe_auc``
+    (:mod:`evaluation.probes`) and ``knn_probe_auc`` (:mod:`evaluation.neighbour_probe`).
 
     The 95 % intervals resample whole groups with replacement and condition on what was fitted (clusterings,
-    neighbours): they say how the score would vary with other groups, not with other fits. Only the probe is fitted
-    anew, in a jackknife over groups.
+    neighbours): they say how the score would vary with other groups, not with other fits. Only the linear probe is
+    fitted anew, in a jackknife over groups.
 
     All scores are invariant to translation and scale of the features and to the order of the samples, and all but
     ``linear_probe_auc`` (it standardises) and ``sliced_wasserstein`` (random directions) to rotation, up to rounding;
@@ -114,8 +117,8 @@ def draws_of(
     results += [sliced_wasserstein(*arrays, **drawn), frechet(*arrays, **drawn)]
     done("geometry")
     results += _kmeans_scores(prepared, **drawn, done=done)
-    results.append(linear_probe_auc(*arrays, **drawn))
-    done("linear probe")
+    results += [linear_probe_auc(*arrays, **drawn), knn_probe_auc(*arrays, **drawn, compute=compute)]
+    done("probes")
     return results
 
 

@@ -19,6 +19,8 @@ from evaluation.results import (
     gap_scores,
     headline_score,
     over_seeds,
+    part_names,
+    part_scores,
     pretty,
     ranked,
     separability_names,
@@ -113,25 +115,28 @@ def separability_table(report: Report, data: str) -> Table:
 
 
 def detection_table(report: Report, metric: str) -> Table:
-    """One detection metric on train, validation, test and unseen data side by side, of the backbones with runs."""
+    """One detection metric on train, validation, test and unseen data side by side, of the backbones with runs. Behind
+    them the parts of these sets, but for the AUC, which is the table that people read: :func:`slice_table` has its."""
     backbones = _fine_tuned(report)
     data = detection_names(backbones)
-    scores = {(b.name, name): detection_scores(b, name, metric) for b in backbones for name in data}
-    arrow = next((_arrow(found[0]) for found in scores.values() if found), "")
-    columns = [("Backbone", ""), *((name, "" if name in IN_DOMAIN else "unseen") for name in data)]
-    rows = [[name_cell(b), *(score_cell(scores[b.name, name]) for name in data)] for b in backbones]
+    scores = {(name, ""): [detection_scores(b, name, metric) for b in backbones] for name in data}
+    for name in data if metric != "auc" else []:
+        for part in part_names(backbones, name):
+            found = [part_scores(b, name, part, metric) for b in backbones]
+            scores |= {(name, part): found} if any(found) else {}
+    arrow = next((_arrow(each[0]) for found in scores.values() for each in found if each), "")
+    columns = [("Backbone", "")]
+    columns += [(name, part or ("" if name in IN_DOMAIN else "unseen")) for name, part in scores]
+    rows = [[name_cell(b), *(score_cell(found[i]) for found in scores.values())] for i, b in enumerate(backbones)]
     return Table(f"{pretty(metric)} {arrow}", columns, rows, [b.is_control for b in backbones])
 
 
 def slice_table(report: Report, data: str) -> Table:
-    """AUC after fine-tuning on parts of a data set: per video, and real samples against the fakes of each method."""
+    """AUC after fine-tuning on parts of a data set: whole videos, real samples against the fakes of each method, values
+    of columns."""
     backbones = [b for b in ranked(report) if any(run.slices.get(data) for run in b.runs)]
-    names = list(dict.fromkeys(name for b in backbones for run in b.runs for name in run.slices.get(data, {})))
-
-    def scores(backbone: BackboneResult, name: str) -> list[Score]:
-        return [run.slices[data][name] for run in backbone.runs if name in run.slices.get(data, {})]
-
-    rows = [[name_cell(b), *(score_cell(scores(b, name)) for name in names)] for b in backbones]
+    names = part_names(backbones, data)
+    rows = [[name_cell(b), *(score_cell(part_scores(b, data, name)) for name in names)] for b in backbones]
     columns = [("Backbone", ""), *((name, "AUC") for name in names)]
     return Table(f"AUC on parts of {data}", columns, rows, [b.is_control for b in backbones])
 

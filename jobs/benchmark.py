@@ -143,6 +143,7 @@ def _score(experiment: Experiment, label: str, data: str, features: Path) -> Non
         nuisances=nuisances(shards, experiment.runs / "features", experiment.nuisances),
         video=shards.videos,
         device=experiment.device,
+        chunk=experiment.chunk,
     )
 
 

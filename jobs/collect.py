@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -97,6 +98,11 @@ def _pixel_result(experiment: Experiment) -> BackboneResult:
     from evaluation.results import CONTROL, BackboneResult
 
     panels, missing = _panels(experiment, pixels.LABEL)
+    measured = {
+        data
+        for data in panels
+        if any(layers.layers_file(experiment, backbone.label, data).is_file() for backbone in experiment.backbones)
+    }
     return BackboneResult(
         name=pixels.LABEL,
         initialisation="none",
@@ -109,6 +115,8 @@ def _pixel_result(experiment: Experiment) -> BackboneResult:
         runs=[],
         missing=missing,
         panels=panels,
+        # No network, so a single layer: what every layer of the others is held against.
+        layers={data: panel.scores[:1] for data, panel in panels.items() if data in measured},
     )
 
 
@@ -262,6 +270,11 @@ def _detection(run: Path) -> dict[str, float]:
     metrics = _numbers("gap", found.gaps)
     for name, scores in found.detection.items():
         metrics |= _numbers(name, scores)
+    for name, parts in found.slices.items():
+        for part, scores in parts.items():  # of methods and subgroups the AUC alone, as in the report's table
+            key = f"{name}/{part}".replace("=", ": ").replace(f", {evaluate.PER_VIDEO}", f"/{evaluate.PER_VIDEO}")
+            if re.fullmatch(r"[\w.\- :/]+", key, re.ASCII):  # MLflow would change others, and two might become one
+                metrics |= _numbers(key, scores if part == evaluate.PER_VIDEO else scores[:1])
     return metrics
 
 

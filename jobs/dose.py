@@ -2,8 +2,8 @@
 
 How each separability score of one backbone answers to the severity of forgeries, and the least severity that it tells.
 The shard set is packed from a folder of ``python -m data_shards.forgeries``, which has the column ``severity``. Run it
-for each backbone of an experiment with ``out=RUNS/NAME/dose/BACKBONE.json``, and ``python -m jobs.results`` compares
-them.
+for each backbone of an experiment with ``out=RUNS/NAME/dose/BACKBONE.json``, with ``initialisation=random`` and
+``backbone='pixel statistics'`` for the controls, and ``python -m jobs.results`` compares them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from data_shards.command import InputError, run
 from data_shards.files import write_json
 from data_shards.manifest import ShardSet
+from jobs import pixels
 from jobs.experiment import Backbone
 from trainer.card import get_card
 
@@ -30,7 +31,7 @@ class Dose:
     """Dose-response curves of one backbone over the severity of controlled forgeries."""
 
     backbone: str
-    """Name of a backbone card."""
+    """Name of a backbone card; or ``pixel statistics``, the control that looks at no face."""
     shards: Path
     """Shard set whose index has the column ``severity``."""
     out: Path
@@ -44,6 +45,10 @@ class Dose:
     """YAML file with backbone cards of your own."""
     weights_dir: Path | None = None
     """Folder with local weights."""
+    device: str = "cpu"
+    """Where pairwise distances are computed: cpu, or a torch device such as cuda."""
+    chunk: int = 0
+    """Distances held at a time, which bounds memory; 0: those of 256 samples, and at least 4 million on a CPU."""
 
 
 def dose(config: Dose) -> Path:
@@ -51,25 +56,22 @@ def dose(config: Dose) -> Path:
     shards = ShardSet.open(config.shards)
     if "severity" not in shards.column_names:
         raise InputError(f"{config.shards} has no column 'severity'; pack a folder of python -m data_shards.forgeries")
+    from evaluation.arrays import Compute
     from evaluation.curves import dose_response as figure_of
-    from evaluation.dose import dose_curves
-    from trainer.features import extract, read_features
+    from evaluation.dose import dose_curves, least_severity
+    from trainer.features import read_features
 
-    path = extract(
-        get_card(config.backbone, config.cards),
-        shards,
-        config.features,
-        initialisation=config.initialisation,
-        weights_dir=config.weights_dir,
-    )
+    path = _features(config, shards)
     data = read_features(path)
     severity = np.asarray(shards.column("severity"), dtype=np.float64)
+    arrays = data.features, data.label, data.group, data.method, severity
     try:
-        found = dose_curves(data.features, data.label, data.group, data.method, severity, replicates=config.replicates)
+        found = dose_curves(*arrays, replicates=config.replicates, compute=Compute(config.device, config.chunk))
     except ValueError as error:
         raise InputError(f"{config.shards}: {error}") from None
     curves = {method: [curve.to_dict() for curve in each] for method, each in found.items()}
-    backbone = Backbone(config.backbone, config.initialisation).label
+    initialisation = "pretrained" if config.backbone == pixels.LABEL else config.initialisation
+    backbone = Backbone(config.backbone, initialisation).label
     content = {"backbone": backbone, "features": path.name, "replicates": config.replicates, "curves": curves}
     write_json(config.out, content)
     for suffix in (".png", ".pdf"):
@@ -79,11 +81,25 @@ def dose(config: Dose) -> Path:
             values = "  ".join(
                 f"{s:g}: {score.value:.3f}" for s, score in zip(curve.severities, curve.scores, strict=True)
             )
-            least = "none" if np.isnan(curve.detectable) else f"{curve.detectable:g}"
             null = "" if np.isnan(curve.p) else f"  p at 0: {curve.p:.2g}"
             null += "" if curve.null_holds else "  severity 0 is NOT within chance"
-            print(f"{method}  {curve.name}  {values}  least severity told: {least}{null}")
+            print(f"{method}  {curve.name}  {values}  least severity told: {least_severity(curve)}{null}")
     return config.out
+
+
+def _features(config: Dose, shards: ShardSet) -> Path:
+    """The features file, computed if it is not there."""
+    if config.backbone == pixels.LABEL:
+        return pixels.pixel_features(shards, config.features)
+    from trainer.features import extract
+
+    return extract(
+        get_card(config.backbone, config.cards),
+        shards,
+        config.features,
+        initialisation=config.initialisation,
+        weights_dir=config.weights_dir,
+    )
 
 
 def read(folder: Path) -> dict[str, dict[str, list[DoseResponse]]]:

@@ -1,24 +1,31 @@
 """Detection metrics and gaps of a scored run: ``python -m jobs.evaluate run=runs/NAME/RUN``.
 
-Reads ``scores/*.parquet``, writes ``evaluation.json``. The threshold of the balanced accuracy comes from the
-validation scores alone.
+Reads ``scores/*.parquet``, writes ``evaluation.json``: metrics of the samples and of whole videos, of each set and of
+its parts. The thresholds of balanced accuracy and F1 come from the validation scores alone, one for each level.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_shards.command import InputError, run
 from data_shards.files import digest, sha256_file, write_json
 from evaluation.score import Score
 
-SCHEMA = 4
+if TYPE_CHECKING:
+    import numpy as np
+
+SCHEMA = 5
 """Raised when the file holds other numbers than an earlier version wrote."""
 IN_DOMAIN = ("train", "validation", "test")
+PER_VIDEO = "per video"
+
+Curve = list[tuple[float, float, int]]
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,18 @@ class Evaluation:
     threshold: float
     detection: dict[str, list[Score]]
     gaps: list[Score]
-    slices: dict[str, dict[str, Score]]
-    """Test and unseen data name → part → AUC. Parts: ``per video`` (where the scores have a column ``video``, with
-    several samples of one), each method (all real samples against its fakes, where there are several methods), and each
-    ``COLUMN=VALUE`` of the subgroups, and of ``dataset`` where there are several, that holds both classes."""
-    reliability: dict[str, list[tuple[float, float, int]]]
+    slices: dict[str, dict[str, list[Score]]]
+    """Test and unseen data name → part → the scores of ``detection`` on it. Parts: each method (all real samples
+    against its fakes, where there are several methods), and each ``COLUMN=VALUE`` of the subgroups, and of ``dataset``
+    where there are several. A part without one of the classes has the score ``auc`` alone, undefined, which says so.
+    The mean logits of the videos of the set are the part ``per video``, and those of a part ``PART, per video``, where
+    the scores have a column ``video`` with several samples of one."""
+    reliability: dict[str, Curve]
     """Data name → reliability curve, see :func:`evaluation.detection.reliability`."""
+    video_threshold: float = math.nan
+    """That of the mean logit of a video; NaN in the file of a trial or of an earlier version."""
+    slice_reliability: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    """As ``slices``."""
 
 
 @dataclass
@@ -44,12 +57,11 @@ class Evaluate:
     replicates: int = 1000
     """Bootstrap replicates behind every interval."""
     subgroups: list[str] = field(default_factory=list)
-    """Columns of the scores (see columns of trainer.predict) within whose values the AUC is wanted too."""
+    """Columns of the scores (see columns of trainer.predict) within whose values the metrics are wanted too."""
 
 
 def evaluate(run_directory: Path, *, replicates: int, subgroups: Sequence[str] = ()) -> Path:
-    """Write ``evaluation.json``: ``threshold``, ``detection`` (data name → scores) and ``gaps``. Skipped when it is
-    there for the same score files."""
+    """Write ``evaluation.json``, see :class:`Evaluation`. Skipped when it is there for the same score files."""
     found = {path.stem: path for path in sorted((run_directory / "scores").glob("*.parquet"))}
     # NAME-last holds the scores of NAME at the last instead of the selected checkpoint.
     files = {
@@ -70,24 +82,38 @@ def evaluate(run_directory: Path, *, replicates: int, subgroups: Sequence[str] =
         return path
     scored = {name: read_scores(files[name]) for name in names}
     found = _evaluation(scored, replicates)
-    judged = [name for name in names if name not in ("train", "validation")]
-    slices = {name: _slices(files[name], replicates, subgroups) for name in judged}
-    write_json(path, {"inputs": inputs, **found, "slices": slices})
+    thresholds = found["threshold"], _video_threshold(files["validation"], found["threshold"])
+    judged = {
+        name: _slices(files[name], *thresholds, replicates=replicates, subgroups=subgroups)
+        for name in names
+        if name not in ("train", "validation")
+    }
+    parts = {key: {name: each[key] for name, each in judged.items()} for key in ("slices", "slice_reliability")}
+    write_json(path, {"inputs": inputs, **found, "video_threshold": thresholds[1], **parts})
     return path
 
 
 def read(path: Path) -> Evaluation:
-    """The evaluation of a run."""
+    """The evaluation of a run; an earlier version's file has the AUC alone of each part."""
     values = json.loads(path.read_text(encoding="utf-8"))
+
+    def scores(found: list[dict[str, Any]] | dict[str, Any]) -> list[Score]:
+        return [Score.from_dict(score) for score in (found if isinstance(found, list) else [found])]
+
+    def curves(found: dict[str, Any]) -> dict[str, Curve]:
+        return {name: [tuple(point) for point in curve] for name, curve in found.items()}
+
     return Evaluation(
         threshold=values["threshold"],
-        detection={name: [Score.from_dict(s) for s in scores] for name, scores in values["detection"].items()},
-        gaps=[Score.from_dict(s) for s in values["gaps"]],
+        detection={name: scores(found) for name, found in values["detection"].items()},
+        gaps=scores(values["gaps"]),
         slices={
-            data: {name: Score.from_dict(score) for name, score in found.items()}
-            for data, found in values.get("slices", {}).items()
+            data: {part: scores(found) for part, found in parts.items()}
+            for data, parts in values.get("slices", {}).items()
         },
-        reliability={data: [tuple(each) for each in curve] for data, curve in values.get("reliability", {}).items()},
+        reliability=curves(values.get("reliability", {})),
+        video_threshold=values.get("video_threshold", math.nan),
+        slice_reliability={data: curves(found) for data, found in values.get("slice_reliability", {}).items()},
     )
 
 
@@ -100,8 +126,7 @@ def read_scores(path: Path) -> tuple[Any, Any, Any]:
 
 
 def _evaluation(scored: dict[str, tuple[Any, Any, Any]], replicates: int) -> dict[str, Any]:
-    from evaluation.delong import delong
-    from evaluation.detection import balanced_threshold, detection, reliability
+    from evaluation.detection import balanced_threshold, reliability
     from evaluation.overfitting import gap
 
     label, logit, _ = scored["validation"]
@@ -110,53 +135,96 @@ def _evaluation(scored: dict[str, tuple[Any, Any, Any]], replicates: int) -> dic
     pairs = [("train", "validation"), ("validation", "test"), *(("test", name) for name in unseen)]
     return {
         "threshold": threshold,
-        "detection": {
-            name: [
-                score.to_dict()
-                for score in (*detection(*arrays, threshold=threshold, replicates=replicates), delong(*arrays))
-            ]
-            for name, arrays in scored.items()
-        },
+        "detection": {name: _metrics(arrays, threshold, replicates) for name, arrays in scored.items()},
         "reliability": {name: reliability(label, logit) for name, (label, logit, _) in scored.items()},
         "gaps": [gap(f"{a} − {b}", scored[a], scored[b], replicates=replicates).to_dict() for a, b in pairs],
     }
 
 
-def _slices(path: Path, replicates: int, subgroups: Sequence[str]) -> dict[str, Any]:
+def _metrics(arrays: tuple[Any, Any, Any], threshold: float, replicates: int) -> list[dict[str, Any]]:
+    from evaluation.delong import delong
+    from evaluation.detection import detection
+
+    label = arrays[0]
+    if label.min() == label.max():
+        how = f"undefined: all of its samples are {'fake' if label[0] else 'real'}"
+        return [Score("auc", math.nan, math.nan, math.nan, True, len(label), how).to_dict()]
+    found = (*detection(*arrays, threshold=threshold, replicates=replicates), delong(*arrays))
+    return [score.to_dict() for score in found]
+
+
+def _video_threshold(validation: Path, of_samples: float) -> float:
+    """Where the validation scores name no videos, each of its samples is one, and the threshold theirs."""
+    import pyarrow.parquet as parquet
+
+    from evaluation.detection import balanced_threshold, per_video
+
+    if "video" not in parquet.read_schema(validation).names:
+        return of_samples
+    video = parquet.read_table(validation, columns=["video"])["video"].to_numpy()
+    label, logit, _ = per_video(*read_scores(validation), video)
+    return balanced_threshold(label, logit)
+
+
+def _slices(
+    path: Path, threshold: float, video_threshold: float, *, replicates: int, subgroups: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """``slices`` and ``slice_reliability`` of a score file."""
     import numpy as np
     import pyarrow.parquet as parquet
 
-    from evaluation.detection import detection, per_video
+    from evaluation.detection import per_video, reliability
 
     table = parquet.read_table(path)
-    label, logit, group, method = (table[name].to_numpy() for name in ("label", "logit", "group", "method"))
-    parts = {}
-    if "video" in table.column_names:
-        videos = per_video(label, logit, group, table["video"].to_numpy())
-        if len(videos[0]) < len(label):
-            parts["per video"] = videos
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    parts, scored = {"": np.ones(len(table), bool), **_parts(columns, subgroups)}, {}
+    for part, kept in parts.items():
+        arrays = tuple(columns[name][kept] for name in ("label", "logit", "group"))
+        if part:
+            scored[part] = arrays, threshold
+        if "video" in columns and arrays[0].min() < arrays[0].max():
+            videos = per_video(*arrays, columns["video"][kept])
+            if len(videos[0]) < len(arrays[0]):
+                scored[f"{part}, {PER_VIDEO}" if part else PER_VIDEO] = videos, video_threshold
+    return {
+        "slices": {part: _metrics(arrays, at, replicates) for part, (arrays, at) in scored.items()},
+        "slice_reliability": {
+            part: reliability(label, logit)
+            for part, ((label, logit, _), _) in scored.items()
+            if label.min() < label.max()
+        },
+    }
+
+
+def _parts(columns: dict[str, np.ndarray], subgroups: Sequence[str]) -> dict[str, np.ndarray]:
+    """Name of a part → which samples it has, ``(n,)``."""
+    import numpy as np
+
+    label, method, parts = columns["label"], columns["method"], {}
     methods = np.unique(method[label == 1])
     for name in methods if len(methods) > 1 else []:
-        kept = (label == 0) | (method == name)
-        parts[str(name)] = label[kept], logit[kept], group[kept]
-    for column in [name for name in (*subgroups, "dataset") if name in table.column_names]:
-        values = table[column].to_numpy()
-        known = sorted({value for value in values.tolist() if value is not None}, key=str)
+        parts[str(name)] = (label == 0) | (method == name)
+    for column in [name for name in (*subgroups, "dataset") if name in columns]:
+        named = {value for value in columns[column].tolist() if value is not None and value == value}  # without NaN
+        known = sorted(named, key=str)
         for value in known if column in subgroups or len(known) > 1 else []:
-            kept = values == value
-            if len(np.unique(label[kept])) == 2:
-                parts[f"{column}={value}"] = label[kept], logit[kept], group[kept]
-    scored = {name: detection(*arrays, threshold=0, replicates=replicates)[0] for name, arrays in parts.items()}
-    return {name: score.to_dict() for name, score in scored.items()}
+            parts[f"{column}={value}"] = columns[column] == value
+    return parts
 
 
 def main(config: Evaluate) -> None:
     path = evaluate(config.run, replicates=config.replicates, subgroups=config.subgroups)
-    for name, scores in read(path).detection.items():
-        print(
-            name, *(f"{score.name} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" for score in scores), sep="  "
-        )
+    found = read(path)
+    for data, scores in found.detection.items():
+        print(data, *map(_words, scores), sep="  ")
+        for part, of_part in found.slices.get(data, {}).items():  # of parts of the set the AUC alone: the file has all
+            print(f"{data}, {part}", *map(_words, of_part if part == PER_VIDEO else of_part[:1]), sep="  ")
     print(path)
+
+
+def _words(score: Score) -> str:
+    undefined = f" ({score.how})" if math.isnan(score.value) else ""
+    return f"{score.name} {score.value:.3f} [{score.low:.3f}, {score.high:.3f}]{undefined}"
 
 
 if __name__ == "__main__":

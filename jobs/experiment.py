@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_shards.command import InputError, to_dict
 from data_shards.files import digest
 from jobs.resources import Resources
+
+if TYPE_CHECKING:
+    from evaluation.arrays import Compute
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class Experiment:
     """Also the headline separability of every layer, from stem to head."""
     device: str = "cpu"
     """Where pairwise distances of the separability scores are computed: cpu, or a torch device such as cuda."""
+    chunk: int = 0
+    """Distances held at a time by each backbone that is scored, which bounds memory; 0: those of 256 samples, and at
+    least 4 million on a CPU."""
     nuisances: list[str] = field(default_factory=list)
     """Columns of the face tables that may come along with the label, such as a source; held against the features
     beside brightness, sharpness, compression, resolution and data set."""
@@ -112,6 +118,12 @@ class Experiment:
     @property
     def folder(self) -> Path:
         return self.runs / self.name
+
+    @property
+    def compute(self) -> Compute:
+        from evaluation.arrays import Compute  # NumPy: not for --help
+
+        return Compute(self.device, self.chunk)
 
     @property
     def separability_sets(self) -> dict[str, Path]:

@@ -46,7 +46,8 @@ def measure_layers(experiment: Experiment, backbone: Backbone) -> None:
         scores = []
         for file in files:
             data = read_features(file)
-            score = headline(data.features, data.label, data.group, seed=0, replicates=experiment.replicates)
+            options = {"seed": 0, "replicates": experiment.replicates, "compute": experiment.compute}
+            score = headline(data.features, data.label, data.group, **options)
             scores.append(score.to_dict())
         write_json(out, {"inputs": inputs, "scores": scores})
 

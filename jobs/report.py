@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ def build(experiment: Experiment) -> Report:
         commit=git_commit(),
         data=[_describe(name, path) for name, path in experiment.data.by_name().items()],
         backbones=backbones,
-        definitions={score.name: score.how for score in every_score},
+        # Without what is told of one backbone alone; it stays in the hints of the table's cells.
+        definitions={score.name: re.sub(r" \(here [^)]*\)", "", score.how) for score in every_score},
         prediction=predict(backbones),
     )
 

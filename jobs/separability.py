@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from evaluation.panel import Panel
 
-SCHEMA = 5
+SCHEMA = 6
 """Raised when a file holds other scores, or other values of them, than an earlier version wrote."""
 
 

@@ -3,6 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from evaluation import distances
+from evaluation.arrays import Compute
 from evaluation.comparison import compared
 from evaluation.panel import Panel, panel
 from evaluation.partitions import partitions
@@ -27,8 +29,8 @@ def found():
 def test_scores_are_those_of_the_separability_panel(found):
     features, label, group, _ = sample()
     clusterings = partitions(features, label, group, replicates=99)
-    *label_free, probe = separability(features, label, group, replicates=99)
-    assert found.scores == [*label_free, *clusterings, probe]
+    *label_free, linear_probe, knn_probe = separability(features, label, group, replicates=99)
+    assert found.scores == [*label_free, *clusterings, linear_probe, knn_probe]
     assert [each.name for each in found.confounds] == ["hour"]  # what does not vary is left out
     assert found.headline.score is found.scores[0]
     assert len(found.draws) == 99
@@ -50,6 +52,12 @@ def test_everything_is_there(found):
 def test_json_and_back(found):
     again = Panel.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
     assert again == found
+
+
+def test_a_stored_panel_without_the_scores_of_a_later_version_is_read(found):
+    values = found.to_dict()
+    values["scores"].pop()
+    assert [score.name for score in Panel.from_dict(values).scores] == [score.name for score in found.scores[:-1]]
 
 
 def test_undefined_numbers_survive_json(found):
@@ -75,6 +83,21 @@ def test_a_method_within_one_group_is_undefined_and_says_why():
     rare = panel(features, label, group, method, replicates=9).by_method["rare"]
     assert np.isnan(rare.value)
     assert "one group" in rare.how
+
+
+def test_device_and_chunk_reach_every_pass_over_pairs(monkeypatch):
+    features, label, group, method = sample()
+    seen, tiles = [], distances.tiles
+
+    def spied(x, component, compute):
+        for tile in tiles(x, component, compute):
+            seen.append((compute, tile.values.size))
+            yield tile
+
+    monkeypatch.setattr(distances, "tiles", spied)
+    panel(features, label, group, method, {"hour": np.arange(120) % 24}, replicates=5, compute=Compute("cpu", 700))
+    assert {compute for compute, _ in seen} == {Compute("cpu", 700)}
+    assert max(size for _, size in seen) <= 700  # and not the 120 x 120 of a single tile
 
 
 def test_method_must_fit():

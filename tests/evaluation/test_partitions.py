@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from evaluation.clustering import clustering_scores
 from evaluation.distances import normalised
 from evaluation.partitions import METHODS, best_match_accuracy, cluster_auc, held_out_auc, partitions
 from evaluation.probes import folds
@@ -100,3 +101,14 @@ def test_cluster_auc_says_why_it_is_undefined():
 def test_misfits_are_errors():
     with pytest.raises(ValueError, match="one group"):
         partitions(np.eye(4), [0, 1, 0, 1], [1, 1, 1, 1])
+
+
+def test_several_runs_tell_their_spread():
+    label, component = np.repeat([0, 1], 20), np.arange(40)
+    clusterings = np.stack([label, np.tile([0, 1], 20)])  # the label itself, and one that is balanced across it
+    _, ari = clustering_scores("kmeans", 2, clusterings, label, component, 10, 0)
+    # Of 780 pairs, 380 are together in either; of both 180. Expected 380 x 380 / 780 = 185.1: ARI -5.1 / 194.9.
+    assert ari.score.value == pytest.approx((1 - 5.1282 / 194.8718) / 2, abs=1e-6)
+    assert "mean of 2 runs (here -0.026 to 1.000); 95 %" in ari.score.how
+    _, one = clustering_scores("ward", 2, clusterings[:1], label, component, 10, 0)
+    assert "mean of 1 runs; 95 %" in one.score.how

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from evaluation.report import BackboneResult, Report, markdown_table, render, text_table
 from evaluation.results import over_seeds, pretty
 from evaluation.score import Score
-from evaluation.tables import TERMINAL_WIDTH, detection_table, headline_table
+from evaluation.tables import TERMINAL_WIDTH, detection_table, headline_table, slice_table
 from tests.evaluation.browser import Page, opened
 
 HOSTILE = """</script><script>console.error('owned')</script><img src=x onerror=alert(1)>"'|`*$x$\x1b[31m"""
@@ -92,6 +93,23 @@ def test_several_seeds_show_their_mean_and_each_value(benchmark):
     assert [name for name, _ in table.columns[1:]] == ["train", "validation", "test", "resample"]
     cell = table.rows[0][3]  # test AUC of the seeds: 0.89, 0.87, 0.85
     assert (cell.text, cell.seeds) == ("0.870", "0.890 0.870 0.850")
+
+
+def test_parts_of_a_set_stand_behind_the_sets_in_all_tables_but_that_of_the_auc(benchmark):
+    made = benchmark(3, seeds=(0, 1))
+    undefined = Score("auc", math.nan, math.nan, math.nan, True, 7, "undefined: all of its samples are fake")
+    of_videos = [Score("auc", 0.7, 0.6, 0.8, True, 30, ""), Score("eer", 0.2, 0.1, 0.3, False, 30, "")]
+    slices = {"test": {"per video": of_videos, "age=9": [undefined]}}
+    runs = [dataclasses.replace(run, slices=slices) for run in made.backbones[0].runs]
+    changed = dataclasses.replace(made, backbones=[dataclasses.replace(made.backbones[0], runs=runs)])
+    assert detection_table(changed, "auc").columns == detection_table(made, "auc").columns
+    table = detection_table(changed, "eer")
+    assert table.columns[-2:] == [("resample", "unseen"), ("test", "per video")]
+    assert (table.rows[0][-1].text, table.rows[0][-1].seeds) == ("0.200", "0.200 0.200")
+    parts = slice_table(changed, "test")
+    assert parts.columns[1:] == [("per video", "AUC"), ("age=9", "AUC")]
+    assert parts.rows[0][1].text == "0.700"
+    assert (parts.rows[0][2].text, "all of its samples are fake" in parts.rows[0][2].hint) == ("–", True)
 
 
 def test_page_has_its_sections_in_order_and_every_number(page):

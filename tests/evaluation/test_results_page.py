@@ -21,7 +21,7 @@ PICTURES = ["dinov2_vits14-pca", "dinov2_vits14-t-sne"]
 
 def curve(values, p, name="knn_auc_k20"):
     """Over severities 0, 0.5 and 1, every interval 0.06 wide."""
-    draws = [value + 0.01 * np.random.default_rng(0).normal(size=50) for value in values]
+    draws = [value + 0.01 * np.random.default_rng(place).normal(size=50) for place, value in enumerate(values)]
     scores = [Score(name, value, value - 0.03, value + 0.03, True, 60, "") for value in values]
     return dose_response([0, 0.5, 1], [Sampled(*pair) for pair in zip(scores, draws, strict=True)], chance=0.5, p=p)
 
@@ -37,7 +37,7 @@ DOSES = {
 def report(benchmark):
     """With AUC on parts of the test set."""
     made = benchmark(9, seeds=(0, 1))
-    slices = {"test": {"per video": Score("auc", 0.77, 0.7, 0.8, True, 50, "")}}
+    slices = {"test": {"per video": [Score("auc", 0.77, 0.7, 0.8, True, 50, "")]}}
     backbones = [
         dataclasses.replace(each, runs=[dataclasses.replace(run, slices=slices) for run in each.runs])
         for each in made.backbones
@@ -128,8 +128,9 @@ def test_doses_are_sorted_by_the_least_severity_that_is_told(report):
     assert table.controls == [False, False, True]
     full = full_dose_table(report, DOSES)
     assert [name for name, _ in full.columns[2:]] == ["kNN AUC k20", "linear probe AUC"]
-    assert [[cell.text for cell in row[2:]] for row in full.rows] == [
-        ["0.5 (slope +0.300)", "none (slope +0.000)"],
-        ["none (slope -0.080; severity 0 is not within chance)", "–"],
-        ["1 (slope +0.400)", "–"],
-    ]
+    assert [row[3].interval for row in table.rows[:2]] == ["[0.5, 0.5]", "[0.5, 1]"]
+    cells = [[cell.text for cell in row[2:]] for row in full.rows]
+    assert cells[0][0] == "0.5 [0.5, 0.5] (slope +0.300)"
+    assert [each[1] for each in cells[1:]] == ["–", "–"]
+    assert cells[1][0] == "none [none, none] (slope -0.080; severity 0 is not within chance)"
+    assert cells[2][0] == "1 [0.5, 1] (slope +0.400)"

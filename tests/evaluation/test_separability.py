@@ -232,7 +232,7 @@ def test_an_identity_is_not_mistaken_for_the_label():
     found = panel(features, label, group)
     naive = panel(features, label, np.arange(600))
     assert naive["knn_auc_k5"] > 0.99
-    for name in ("knn_auc_k5", "knn_auc_k20", "knn_auc_k100", "linear_probe_auc"):
+    for name in ("knn_auc_k5", "knn_auc_k20", "knn_auc_k100", "linear_probe_auc", "knn_probe_auc"):
         # 100 independent groups: the standard error of an AUC at 0.5 is about sqrt(201 / (12 * 50 * 50)) = 0.08
         assert found[name] == pytest.approx(0.5, abs=0.25)
 
@@ -284,9 +284,11 @@ def test_probe_without_enough_groups_is_undefined_and_says_so():
     # All fakes are in one group: it is either in the training folds or held out.
     features, label, group = faces(n=40, groups=8)
     group[label == 1] = 99
-    probe = separability(features, label, group, replicates=10)[-1]
-    assert np.isnan([probe.value, probe.low, probe.high]).all()
-    assert "too few groups" in probe.how
+    probes = separability(features, label, group, replicates=10)[-2:]
+    assert [probe.name for probe in probes] == ["linear_probe_auc", "knn_probe_auc"]
+    for probe in probes:
+        assert np.isnan([probe.value, probe.low, probe.high]).all()
+        assert "too few groups" in probe.how
 
 
 # --- the panel
@@ -303,14 +305,14 @@ def test_names_order_and_intervals():
         *("energy_distance", "mmd2", "sliced_wasserstein", "frechet"),
         *(f"kmeans_ami_k{k}" for k in ks),
         *(f"kmeans_ari_k{k}" for k in ks),
-        "linear_probe_auc",
+        *("linear_probe_auc", "knn_probe_auc"),
     ]
     for score in scores:
         assert score.low < score.value < score.high
         assert score.higher_is_better == (score.name != "davies_bouldin")
         assert score.n == 600
         assert "95 %" in score.how
-    assert scores[-1].how.startswith("supervised reference")
+    assert [score.how.startswith("supervised reference") for score in scores[-3:]] == [False, True, True]
     assert [step[:2] for step in steps] == [(i, 8) for i in range(1, 9)]
     assert separability(features, label, group, replicates=200) == scores
 
@@ -358,7 +360,7 @@ def test_swapping_real_and_fake_changes_nothing():
 def test_separated_classes_score_high_and_shuffled_labels_do_not():
     features, label, group = faces(n=600, groups=300, shift=8)
     good = panel(features, label, group)
-    for name in ("knn_auc_k20", "kmeans_ami_k2", "kmeans_ari_k2", "linear_probe_auc"):
+    for name in ("knn_auc_k20", "kmeans_ami_k2", "kmeans_ari_k2", "linear_probe_auc", "knn_probe_auc"):
         assert good[name] > 0.95
     # Variances 2 in 24 dimensions, classes 8 apart in 4 of them: a = sqrt(2 * 48) = 9.8, b = sqrt(96 + 256) = 18.8,
     # 1 - a/b = 0.48.
@@ -366,7 +368,7 @@ def test_separated_classes_score_high_and_shuffled_labels_do_not():
     null = panel(features, np.random.default_rng(0).permutation(label), group)
     # Standard errors at 600 samples: AUC sqrt(601 / (12 * 300 * 300)) = 0.024; AMI, ARI and silhouette below 0.005
     assert null["knn_auc_k20"] == pytest.approx(0.5, abs=0.1)
-    assert null["linear_probe_auc"] == pytest.approx(0.5, abs=0.1)
+    assert [null["linear_probe_auc"], null["knn_probe_auc"]] == pytest.approx([0.5, 0.5], abs=0.1)
     assert [null["kmeans_ami_k2"], null["kmeans_ari_k2"], null["silhouette"]] == pytest.approx([0, 0, 0], abs=0.02)
 
 

@@ -73,7 +73,7 @@ def test_auc_by_method_is_that_of_the_scores(finished):
     parts = evaluation["slices"]["test"]
     assert list(parts) == methods  # and nothing per video: the sample names none
     one = table[(table.label == 0) | (table.method == methods[0])]
-    assert parts[methods[0]]["value"] == pytest.approx(roc_auc_score(one.label, one.logit), abs=1e-12)
+    assert parts[methods[0]][0]["value"] == pytest.approx(roc_auc_score(one.label, one.logit), abs=1e-12)
     assert sum(samples for _, _, samples in evaluation["reliability"]["test"]) == len(table)
 
 

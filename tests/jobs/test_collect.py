@@ -18,6 +18,8 @@ from pyarrow import parquet
 from data_shards.command import from_yaml, write_yaml
 from data_shards.files import write_json
 from data_shards.manifest import ShardSet
+from evaluation import distances
+from evaluation.arrays import Compute
 from evaluation.panel import Panel
 from evaluation.score import Score
 from jobs import benchmark, collect, pixels, plan, relation, separability
@@ -31,10 +33,19 @@ NAMES = ["dinov2_vits14", "augnet_resnet50", "imagenet_mobilenetv2", "imagenet_e
 def measured(tmp_path_factory, write_experiment) -> Experiment:
     """A tiny backbone and the pixel statistics, on the smallest set of the sample (120 images) alone."""
     folder = tmp_path_factory.mktemp("measured")
-    experiment = from_yaml(Experiment, write_experiment(folder, replicates=20))
+    experiment = from_yaml(Experiment, write_experiment(folder, replicates=20, chunk=1500))
     experiment.data.train = experiment.data.unseen.pop("resample")
-    benchmark.measure(experiment, experiment.backbones[0])
-    benchmark.measure_pixels(experiment)
+    tiles, seen = distances.tiles, []
+
+    def spied(features, component, compute):
+        seen.append(compute)
+        return tiles(features, component, compute)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distances, "tiles", spied)
+        benchmark.measure(experiment, experiment.backbones[0])
+        benchmark.measure_pixels(experiment)
+    assert set(seen) == {Compute("cpu", 1500)}  # of the panels, and of each layer
     return experiment
 
 
@@ -45,6 +56,8 @@ def test_pixel_statistics_are_a_control_without_runs(measured):
     assert control.missing == []
     assert (control.num_features, control.parameters) == (38, 0)
     assert "separability on train" in second.missing  # the other backbone was not measured
+    (layer,) = control.layers["train"]  # beside the layers of the networks: its only one
+    assert layer == control.separability["train"][0]
     # The fakes of this set are resampled images, which sharpness gives away.
     assert control.separability["train"][0].value > 0.9
 
@@ -159,6 +172,21 @@ def test_mlflow_gets_the_headline_alone_and_the_scores_as_artifacts(made_up):
     }
     artifacts = {path.name for path in Path(folder.removeprefix("file://")).iterdir()}
     assert {"dinov2_vits14--train.json", "dinov2_vits14--resample.json", "evaluation.json"} <= artifacts
+
+
+def test_mlflow_gets_all_metrics_per_video_and_the_auc_of_other_parts(made_up):
+    experiment, rows = made_up
+    path = rows[0].run / "evaluation.json"
+    scores = [score("auc", 0.7).to_dict(), score("ece", 0.1).to_dict()]
+    parts = dict.fromkeys(("per video", "swap", "swap, per video", "age=9", "age=<9", "age=>9"), scores)
+    write_json(path, {**json.loads(path.read_text()), "slices": {"test": parts}})
+    collect.log_row(rows[0])
+    [run] = runs_of(experiment.tracking, experiment.name)
+    found = {key for key in run.data.metrics if key.startswith("test/") and not key.endswith(("_low", "_high"))}
+    # What MLflow would rename, so that "<9" and ">9" were one, is in the artifact alone.
+    of_parts = {"test/swap/auc", "test/swap/per video/auc", "test/age: 9/auc"}
+    assert found == {"test/auc", "test/per video/auc", "test/per video/ece", *of_parts}
+    assert run.data.metrics["test/per video/auc_low"] == pytest.approx(0.67)
 
 
 def test_mlflow_knows_what_a_run_was_made_from_and_when(made_up):

@@ -11,6 +11,8 @@ from data_shards.command import InputError
 from data_shards.forgeries import ForgeConfig, forge_faces
 from data_shards.manifest import ShardSet
 from data_shards.pack import PackConfig, pack_command
+from evaluation import distances
+from evaluation.arrays import Compute
 from jobs.dose import Dose, dose, read
 from tests.jobs.conftest import SAMPLE
 
@@ -49,6 +51,26 @@ def test_curves_are_written(forged, tmp_path, tiny_cards, capsys):
     assert json.loads(json.dumps(again.to_dict())) == curve
     assert "resample  knn_auc_k5" in capsys.readouterr().out
     assert (tmp_path / "dose.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.slow
+def test_pixel_statistics_are_a_control(forged, tmp_path, tiny_cards, capsys, monkeypatch):
+    """Of the forged images: resampling blurs, which their statistics tell and an untrained network may not."""
+    seen, tiles = set(), distances.tiles
+
+    def spied(features, component, compute):
+        seen.add(compute)
+        return tiles(features, component, compute)
+
+    monkeypatch.setattr(distances, "tiles", spied)
+    options = {"initialisation": "random", "replicates": 30, "cards": tiny_cards, "chunk": 500}
+    dose(Dose("pixel statistics", forged, tmp_path / "pixels.json", tmp_path, **options))
+    assert seen == {Compute("cpu", 500)}
+    found = read(tmp_path)["pixel statistics"]["resample"]  # one control, whatever is said of weights
+    assert (found[0].name, found[0].scores[0].n) == ("knn_auc_k5", FACES)
+    assert found[0].scores[-1].value > 0.8
+    assert found[0].detectable_low <= found[0].detectable
+    assert "least severity told: 0.5 [0.5, " in capsys.readouterr().out
 
 
 def test_a_set_without_severities_is_refused(tmp_path, tiny_cards):
