@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_shards.command import InputError, nearest
-from data_shards.table import Tally, listed_twice
+from data_shards.table import NewFile, Shuffle, Tally, listed_twice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ def check_faces(faces: pd.DataFrame, root: str | Path = ".") -> None:
     from data_shards.sources import arrow_table, of_frame
 
     check_columns(faces.columns)
-    source, checks = of_frame(faces), Checks(root)
+    source, checks = of_frame(faces), Checks(root, io.BytesIO)
     for batch in source.batches:
         if checks.look(batch):
             checks.count(arrow_table(batch, source.types))
@@ -90,9 +90,9 @@ def check_columns(names: Iterable[str]) -> None:
 class Checks:
     """What ``check_faces`` checks, of a table that comes in batches; only whether paths are listed twice is left to
     the caller. Of each kind of mistake the first row is named, and the kinds come in a fixed order, as if the table had
-    been looked at as a whole. Kept are counts per group and rows per video."""
+    been looked at as a whole. Counts per group are kept in memory, the videos in files."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, new_file: NewFile) -> None:
         from tqdm import tqdm
 
         self._root = os.path.abspath(root)
@@ -100,7 +100,7 @@ class Checks:
         self._value = (len(_KINDS), "")  # the gravest kind of wrong value, and its message
         self._later: dict[str, str] = {}  # messages about videos, splits and files
         self._groups: Tally | None = None
-        self._videos: Tally | None = None
+        self._videos = Shuffle("video", 0, new_file)
         self._bar = tqdm(desc="looking for files", unit="img", leave=False, disable=not sys.stderr.isatty())
 
     def look(self, faces: pd.DataFrame) -> bool:
@@ -121,11 +121,9 @@ class Checks:
         """Remember which groups and videos the rows belong to (see ``sources.arrow_table``)."""
         if self._groups is None:
             self._groups = Tally(name for name in ("group", "label", "method", "split") if name in table.column_names)
-            if "video" in table.column_names:
-                self._videos = Tally(("video", "label", "method", "dataset", "group"))
         self._groups.add(table)
-        if self._videos is not None:
-            self._videos.add(table)
+        if "video" in table.column_names:
+            self._videos.add(table.group_by(["video", "label", "method", "dataset", "group"]).aggregate([]))
 
     def check_values(self) -> None:
         """InputError if a value was wrong, or there is no row."""
@@ -141,8 +139,7 @@ class Checks:
         assert self._groups is not None
         groups = self._groups.frame()
         self._raise("video")
-        if self._videos is not None:
-            _check_videos(self._videos.frame())
+        _check_videos(self._videos, groups["group"])
         self._raise("split")
         if "split" in groups.columns:
             check_splits(groups)
@@ -269,15 +266,23 @@ def _wrong_split(faces: pd.DataFrame, first: int) -> str | None:
     return f"{place} has split {value!r}{nearest(str(value), SPLITS)}"
 
 
-def _check_videos(faces: pd.DataFrame) -> None:
-    """Raise InputError if a video has several labels, methods, datasets or components of groups."""
+def _check_videos(videos: Shuffle, groups: pd.Series) -> None:
+    """Raise InputError if a video has several labels, methods, datasets or components of ``groups``, which are all."""
+    import pandas as pd
+
     from data_shards.splits import components
 
-    several = faces["video"].duplicated(keep=False)
-    if not several.any():
+    several = []
+    for table in videos.tables():
+        rows = table.drop_columns(["row"]).to_pandas().drop_duplicates()
+        several.append(rows[rows["video"].duplicated(keep=False)])
+    if not several or not any(map(len, several)):
         return
-    kinds = faces[["label", "method", "dataset"]].assign(group=components(faces["group"]))[several]
-    for name, many in (kinds.groupby(faces["video"][several]).nunique() > 1).items():
+    rows = pd.concat(several)
+    component = pd.Series(components(groups), groups)
+    component = component[~component.index.duplicated()]
+    kinds = rows[["label", "method", "dataset"]].assign(group=rows["group"].map(component))
+    for name, many in (kinds.groupby(rows["video"]).nunique() > 1).items():
         if many.any():
             raise InputError(
                 f"video {many.index[many][0]!r} has more than one {name}; give each manipulated version of a "

@@ -1,6 +1,6 @@
 """What the shard sets of a face table will hold: its rows checked, split, and put into their order.
 
-Rows pass in batches and wait on the disk; what is kept of them is counts per group and rows per video.
+Rows pass in batches and wait on the disk; what is kept of them in memory is counts per group.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_shards.manifest import INDEX_COLUMNS, SCHEMA
 from data_shards.shard import Shard
 from data_shards.sources import FaceBatches, arrow_table
 from data_shards.splits import LEFT_OUT, assign_splits, components
-from data_shards.table import NewFile, ShardRows, Shuffle
+from data_shards.table import NewFile, ShardRows, Shuffle, unique_paths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +58,8 @@ def make_plans(
 ) -> list[Plan]:
     """The plan of each split that has images, for the arguments of ``pack``; rows lie in files of ``new_file``."""
     types = _index_types(source.types)
-    shuffle = Shuffle(seed, new_file)
-    groups = _read(source, types, root, shuffle, fractions, seed)
+    shuffle, checks = Shuffle("path", seed, new_file), Checks(root, new_file)
+    groups = _read(source, types, root, shuffle, checks, fractions, seed)
     rows = _by_split(shuffle, groups, types, shard_size, new_file)
     plans = []
     for split, part in rows.items():
@@ -74,12 +74,12 @@ def _read(
     types: Mapping[str, pa.DataType],
     root: str | Path,
     shuffle: Shuffle,
+    checks: Checks,
     fractions: dict[str, float],
     seed: int,
 ) -> pd.DataFrame:
     """Check all rows and give them to ``shuffle``. Returns how many images each group has in which split: columns
     ``group, label, method, split`` and ``images``."""
-    checks = Checks(root)
     for batch in source.batches:
         faces = _relative_to(batch, root)
         if checks.look(faces):
@@ -94,7 +94,7 @@ def _read(
             groups = groups[groups["split"] != LEFT_OUT].reset_index(drop=True)
             check_splits(groups)
     except InputError:
-        for _ in shuffle.tables():  # a path that is listed twice is named before groups, splits and files
+        for _ in unique_paths(shuffle.tables()):  # a path that is listed twice is named before groups, splits and files
             pass
         raise
     return groups
@@ -116,7 +116,7 @@ def _by_split(
     names = [name for name in types if name != "split"]
     rows = {split: ShardRows(names, shard_size, new_file) for split in SPLITS if (groups["split"] == split).any()}
     split_of = {} if "split" in types else dict(zip(groups["group"], groups["split"], strict=True))
-    for table in shuffle.tables():
+    for table in unique_paths(shuffle.tables()):
         splits = table["split"] if "split" in types else _looked_up(table["group"], split_of)
         for split, part in rows.items():
             part.add(table.select(names).filter(pc.equal(splits, split)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -83,7 +83,7 @@ def only_dataset(faces: FaceBatches, dataset: str, source: Path) -> FaceBatches:
     return FaceBatches(faces.types, batches())
 
 
-def arrow_table(faces: pd.DataFrame, types: dict[str, pa.DataType]) -> pa.Table:
+def arrow_table(faces: pd.DataFrame, types: Mapping[str, pa.DataType]) -> pa.Table:
     """A batch whose values have been checked, with the types of the whole table."""
     import pyarrow as pa
 

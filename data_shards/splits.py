@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_shards.command import InputError, nearest
 from data_shards.faces import SPLITS
+from data_shards.table import ROWS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +29,12 @@ def components(groups: Sequence[str]) -> np.ndarray:
     Components are numbered in order of first appearance.
     """
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    row_to_name, names = pd.factorize(np.asarray(groups, dtype=object))
+    row_to_name, names = pd.factorize(pd.Series(groups, dtype=object if not len(groups) else None).astype("str"))
+    nodes = pa.array(names, pa.large_string())
+    # Only names that tie, or may have blanks to strip, become objects of Python: these take several times the memory.
     parent: dict[str, str] = {}
 
     def find(node: str) -> str:
@@ -38,14 +45,18 @@ def components(groups: Sequence[str]) -> np.ndarray:
             parent[node], node = top, parent[node]
         return top
 
-    first_ids = []
-    for name in names:
-        first, *others = [part.strip() for part in str(name).split("|")]
-        first_ids.append(first)
+    first_ids: dict[str, str] = {}
+    for name in nodes.filter(pc.match_substring_regex(nodes, "[^!-{}~]")).to_pylist():
+        first, *others = [part.strip() for part in name.split("|")]
+        first_ids[name] = first
         for other in others:
             parent[find(other)] = find(first)
         find(first)
-    return pd.factorize(np.array([find(first) for first in first_ids], dtype=object)[row_to_name])[0].astype(np.int64)
+    for mapping in (first_ids, {node: find(node) for node in list(parent)}):
+        if mapping:
+            place = pc.index_in(nodes, value_set=pa.array(list(mapping), nodes.type))
+            nodes = pc.coalesce(pa.array(list(mapping.values()), nodes.type).take(place), nodes)
+    return pd.factorize(nodes.to_numpy(zero_copy_only=False))[0].astype(np.int64)[row_to_name]
 
 
 def check_fractions(fractions: dict[str, float]) -> dict[str, float]:
@@ -90,7 +101,7 @@ def assign_splits(
     wanted = {split: {k: fraction * total for k, total in totals.items()} for split, fraction in fractions.items()}
     filled: dict[str, Counter[int]] = {split: Counter() for split in fractions}
     chosen = np.empty(len(rows_of), dtype=object)
-    for number in _largest_first(rows_of, weight, faces["group"].to_numpy(object), seed).tolist():
+    for number in _largest_first(component, weight, faces["group"], seed).tolist():
         rows = rows_of[number]
         counts: Counter[int] = Counter()
         for stratum, count in zip(strata[rows].tolist(), weight[rows].tolist(), strict=True):
@@ -122,14 +133,21 @@ class _Members:
         return self._rows[self._ends[number - 1] if number else 0 : self._ends[number]]
 
 
-def _largest_first(rows_of: _Members, weight: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+def _largest_first(component: np.ndarray, weight: np.ndarray, groups: pd.Series, seed: int) -> np.ndarray:
     """Numbers of the components, those of most images first, equals in the order of a hash of seed and group ids."""
-    size, hashed = np.empty(len(rows_of), np.int64), bytearray()
-    for number in range(len(rows_of)):
-        rows = rows_of[number]
-        size[number] = weight[rows].sum()
-        hashed += hashlib.sha256(f"{seed}\0{'|'.join(sorted(set(groups[rows])))}".encode()).digest()
+    order = np.argsort(component, kind="stable")
+
+    def rows() -> Iterator[tuple[int, str]]:
+        for first in range(0, len(order), ROWS):  # a name as an object of Python takes several times its memory
+            part = order[first : first + ROWS]
+            yield from zip(component[part].tolist(), groups.iloc[part].tolist(), strict=True)
+
+    hashed = bytearray()
+    for _, members in groupby(rows(), key=itemgetter(0)):
+        names = sorted({name for _, name in members})
+        hashed += hashlib.sha256(f"{seed}\0{'|'.join(names)}".encode()).digest()
     words = np.frombuffer(hashed, ">u8").reshape(-1, 4)  # compare as the bytes do
+    size = np.bincount(component, weight).astype(np.int64)
     return np.lexsort((*words.T[::-1], -size))
 
 

@@ -106,33 +106,42 @@ class Spool:
 
 
 class Shuffle:
-    """Rows in the order of a hash of seed and path, of which about ROWS are in memory at a time."""
+    """Rows in the order of a hash of a seed and one column, of which about ROWS are in memory at a time."""
 
-    def __init__(self, seed: int, new_file: NewFile) -> None:
-        self._seed, self._new_file = seed, new_file
+    def __init__(self, by: str, seed: int, new_file: NewFile) -> None:
+        self._by, self._seed, self._new_file = by, seed, new_file
         self._spool = Spool(new_file)
 
     def add(self, table: pa.Table) -> None:
         import pyarrow as pa
 
-        ranks = [hashlib.sha256(f"{self._seed}\0{path}".encode()).digest() for path in table["path"].to_pylist()]
+        ranks = [hashlib.sha256(f"{self._seed}\0{value}".encode()).digest() for value in table[self._by].to_pylist()]
         rows = np.arange(self._spool.rows, self._spool.rows + len(table))
         self._spool.write(table.append_column("rank", pa.array(ranks, pa.binary(32))).append_column("row", [rows]))
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows, once, in tables that follow one another. When the last of them has been taken: InputError if a path
-        is listed twice, with its first such row."""
-        twice: tuple[int, str] | None = None
+        """All rows, once, in tables that follow one another, with their number as ``row``. Those of one value are in
+        one table, next to each other, in the order in which they came."""
         for table in _sorted(self._spool, self._new_file, 0):
-            ranks, rows = _words(table), table["row"].to_numpy()
-            again = 1 + np.flatnonzero((ranks[1:] == ranks[:-1]).all(axis=1))  # rows of one path are in their order
-            if len(again):
-                first = int(again[rows[again].argmin()])
-                found = int(rows[first]), table["path"][first].as_py()
-                twice = min(twice or found, found)
-            yield table.drop_columns(["rank", "row"])
-        if twice is not None:
-            raise listed_twice(*twice)
+            yield table.drop_columns(["rank"])
+
+
+def unique_paths(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The tables of a Shuffle by ``path``. When the last of them has been taken: InputError if a path is listed twice,
+    with its first such row."""
+    import pyarrow.compute as pc
+
+    twice: tuple[int, str] | None = None
+    for table in tables:
+        paths, rows = table["path"].combine_chunks(), table["row"].to_numpy()
+        again = 1 + np.flatnonzero(pc.equal(paths[1:], paths[:-1]))
+        if len(again):
+            first = int(again[rows[again].argmin()])
+            found = int(rows[first]), paths[first].as_py()
+            twice = min(twice or found, found)
+        yield table.drop_columns(["row"])
+    if twice is not None:
+        raise listed_twice(*twice)
 
 
 def listed_twice(row: int, path: str) -> InputError:
