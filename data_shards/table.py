@@ -63,6 +63,8 @@ class Tally:
     def _merge(self) -> None:
         import pyarrow as pa
 
+        if len(self._parts) == 1:
+            return
         parts = pa.concat_tables(self._parts).group_by(self._names, use_threads=False).aggregate([("images", "sum")])
         self._parts = [parts.select([*self._names, "images_sum"]).rename_columns([*self._names, "images"])]
         self._merged = len(self._parts[0])

@@ -199,6 +199,15 @@ def test_the_first_wrong_row_is_named_across_batches(faces_csv, tmp_path, batche
         check_faces(faces.assign(video=["v" if row in (11, 12) else f"{row}" for row in range(30)]))
 
 
+def test_a_csv_without_rows(tmp_path):
+    (tmp_path / "faces.csv").write_text("path,label,method,group,dataset,frame\n")
+    with pytest.raises(InputError, match="the face table has no rows"):
+        pack_command(PackConfig(str(tmp_path / "faces.csv"), str(tmp_path / "out"), **OPTIONS))
+    with pytest.raises(InputError, match="has no dataset 'x'"):
+        pack_command(PackConfig(str(tmp_path / "faces.csv"), str(tmp_path / "out"), only="x", **OPTIONS))
+    assert [path.name for path in tmp_path.iterdir()] == ["faces.csv"]
+
+
 def test_a_path_that_fills_more_than_a_bucket_is_listed_twice(tmp_path, batches):
     batches(4, 5)
     (tmp_path / "a.jpg").write_bytes(b"x")
