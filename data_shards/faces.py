@@ -10,15 +10,18 @@ import io
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_shards.command import InputError, nearest
+from data_shards.table import NewFile, Shuffle, Tally, listed_twice
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 LABELS = ("real", "fake")  # position = the number of the class
 SPLITS = ("train", "validation", "test")
@@ -49,24 +52,11 @@ def read_faces(
         COLUMNS, then ``split`` if given, then the other columns; ``path`` is absolute. Not yet checked: see
         ``check_faces``.
     """
-    source = Path(source)
-    if layout is not None:
-        return _read_layout(source, layout, root, dataset)
-    if source.is_dir():
-        if root is not None:
-            raise InputError(f"{source} is a folder: root belongs to a CSV or Parquet table; leave it out")
-        return _read_tree(source, dataset or source.resolve().name)
-    if not source.is_file():
-        raise InputError(f"there is no face table or folder at {source}")
-    faces = _read_table(source)
-    if dataset is not None:
-        if "dataset" in faces.columns:
-            raise InputError(f"{source} has a column 'dataset'; leave out dataset={dataset}")
-        faces["dataset"] = dataset
-    missing = [name for name in COLUMNS if name not in faces.columns]
-    if missing:
-        raise InputError(f"{source} has no column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
-    return _ordered(_with_absolute_paths(faces, source.parent if root is None else root))
+    import pandas as pd
+
+    from data_shards.sources import open_faces
+
+    return pd.concat(open_faces(source, root=root, dataset=dataset, layout=layout).batches, ignore_index=True)
 
 
 def check_faces(faces: pd.DataFrame, root: str | Path = ".") -> None:
@@ -76,32 +66,97 @@ def check_faces(faces: pd.DataFrame, root: str | Path = ".") -> None:
     label, method, dataset and group) and given splits (complete, both classes in each, no group in two). Pictures are
     decoded when they are packed: see ``check_image``.
     """
-    missing = [name for name in COLUMNS if name not in faces.columns]
+    from data_shards.sources import arrow_table, of_frame
+
+    check_columns(faces.columns)
+    source, checks = of_frame(faces), Checks(root, io.BytesIO)
+    for batch in source.batches:
+        if checks.look(batch):
+            checks.count(arrow_table(batch, source.types))
+    checks.check_values()
+    twice = faces["path"].duplicated()
+    if twice.any():
+        raise listed_twice(row := _first(twice), faces["path"].iloc[row])
+    checks.check_rest()
+
+
+def check_columns(names: Iterable[str]) -> None:
+    """Raise InputError if one of COLUMNS is missing."""
+    missing = [name for name in COLUMNS if name not in names]
     if missing:
         raise InputError(f"the face table has no column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
-    if not len(faces):
-        raise InputError("the face table has no rows")
-    _check_values(faces)
-    if "video" in faces.columns:
-        _check_videos(faces)
-    if "split" in faces.columns:
-        check_splits(faces)
-    _check_files(faces, os.path.abspath(root))
+
+
+class Checks:
+    """What ``check_faces`` checks, of a table that comes in batches; only whether paths are listed twice is left to
+    the caller. Of each kind of mistake the first row is named, and the kinds come in a fixed order, as if the table had
+    been looked at as a whole. Counts per group are kept in memory, the videos in files."""
+
+    def __init__(self, root: str | Path, new_file: NewFile) -> None:
+        from tqdm import tqdm
+
+        self._root = os.path.abspath(root)
+        self._rows = 0
+        self._value = (len(_KINDS), "")  # the gravest kind of wrong value, and its message
+        self._later: dict[str, str] = {}  # messages about videos, splits and files
+        self._groups: Tally | None = None
+        self._videos = Shuffle("video", 0, new_file)
+        self._bar = tqdm(desc="looking for files", unit="img", leave=False, disable=not sys.stderr.isatty())
+
+    def look(self, faces: pd.DataFrame) -> bool:
+        """Check the values and files of the next rows; whether all values so far can go into a shard set."""
+        first, self._rows = self._rows, self._rows + len(faces)
+        self._value = min([self._value, *_wrong_values(faces, first)], key=lambda found: found[0])
+        if self._value[1]:
+            return False
+        for name, find in (("video", _wrong_video), ("split", _wrong_split)):
+            if name in faces.columns and name not in self._later and (message := find(faces, first)):
+                self._later[name] = message
+        if not self._later and (message := _wrong_file(faces["path"].tolist(), first, self._root)):
+            self._later["file"] = message
+        self._bar.update(len(faces))
+        return True
+
+    def count(self, table: pa.Table) -> None:
+        """Remember which groups and videos the rows belong to (see ``sources.arrow_table``)."""
+        if self._groups is None:
+            self._groups = Tally(name for name in ("group", "label", "method", "split") if name in table.column_names)
+        self._groups.add(table)
+        if "video" in table.column_names:
+            self._videos.add(table.group_by(["video", "label", "method", "dataset", "group"]).aggregate([]))
+
+    def check_values(self) -> None:
+        """InputError if a value was wrong, or there is no row."""
+        self._bar.close()
+        if not self._rows:
+            raise InputError("the face table has no rows")
+        if self._value[1]:
+            raise InputError(self._value[1])
+
+    def check_rest(self) -> pd.DataFrame:
+        """InputError on wrong videos, splits or files, else how many images each group has: columns ``group, label,
+        method[, split]`` and ``images``, groups in order of first appearance."""
+        assert self._groups is not None
+        groups = self._groups.frame()
+        self._raise("video")
+        _check_videos(self._videos, groups["group"])
+        self._raise("split")
+        if "split" in groups.columns:
+            check_splits(groups)
+        self._raise("file")
+        return groups
+
+    def _raise(self, kind: str) -> None:
+        if kind in self._later:
+            raise InputError(self._later[kind])
 
 
 def check_splits(faces: pd.DataFrame) -> None:
     """Raise InputError unless ``split`` is complete, keeps groups together and has both classes in every split."""
     from data_shards.splits import components
 
-    bad = ~faces["split"].isin(SPLITS)
-    if bad.any():
-        row = _first(bad)
-        value = faces["split"].iloc[row]
-        if value is None or value != value or value == "":
-            raise InputError(
-                f"row {row + 1} ({faces['path'].iloc[row]}) has no split while others have; give all or none"
-            )
-        raise InputError(f"row {row + 1} has split {value!r}{nearest(str(value), SPLITS)}")
+    if message := _wrong_split(faces, 0):
+        raise InputError(message)
     component = components(faces["group"])
     splits = faces["split"].groupby(component).nunique()
     if (splits > 1).any():
@@ -168,131 +223,87 @@ def _check_pixels(height: int, width: int) -> None:
         raise ValueError(f"{width}x{height} pixels are more than the limit of {MAX_PIXELS}")
 
 
-def _read_layout(source: Path, layout: str, root: str | Path | None, dataset: str | None) -> pd.DataFrame:
-    from data_shards.adapters import ADAPTERS
-
-    if layout not in ADAPTERS:
-        raise InputError(f"there is no layout {layout!r}{nearest(layout, list(ADAPTERS))}")
-    if dataset is not None:
-        raise InputError(f"layout={layout} names its datasets; leave out dataset={dataset}")
-    if not source.exists():
-        raise InputError(f"there is nothing at {source}")
-    if source.is_dir() and root is not None:
-        raise InputError(f"{source} is a folder: root belongs to a table or JSON file; leave it out")
-    return _with_absolute_paths(ADAPTERS[layout](source), root or (source if source.is_dir() else source.parent))
+_KINDS = (*COLUMNS, "unknown label", "method of the other label")
+"""Of wrong values, in the order in which they are named."""
 
 
-def _with_absolute_paths(faces: pd.DataFrame, base: str | Path) -> pd.DataFrame:
-    base = os.path.abspath(base)
-    faces["path"] = [os.path.normpath(os.path.join(base, path)) if path else "" for path in faces["path"]]
-    return faces
-
-
-def _read_table(source: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        if source.suffix.lower() in (".parquet", ".pq"):
-            faces = pd.read_parquet(source)
-        elif source.suffix.lower() == ".csv":
-            # Other carried columns may turn into numbers.
-            faces = pd.read_csv(source, dtype=dict.fromkeys(TEXT, str), keep_default_na=False)
-        else:
-            raise InputError(f"{source}: a face table is .csv or .parquet")
-    except (OSError, ValueError) as error:  # ParserError, ArrowInvalid, UnicodeDecodeError
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{source} cannot be read: {error}") from None
-    for name in TEXT:
-        if name in faces.columns:
-            faces[name] = ["" if pd.isna(value) else str(value) for value in faces[name]]
-    return faces
-
-
-def _read_tree(folder: Path, dataset: str) -> pd.DataFrame:
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = []
-    for label in LABELS:
-        top = folder / label
-        if not top.is_dir():
-            raise InputError(f"{folder} has no folder {label!r}; a folder tree is real/… and fake/[METHOD/]…")
-        for parent, folders, files in os.walk(top, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            below = Path(parent).relative_to(top).parts
-            method, above = (PRISTINE, below) if label == "real" else (below[0] if below else "unknown", below[1:])
-            for name in sorted(files):
-                stem, extension = os.path.splitext(name)
-                if extension.lower() in FORMATS and not name.startswith("."):
-                    group = "/".join(above) or stem
-                    path = os.path.abspath(os.path.join(parent, name))
-                    if re.search("[\ud800-\udfff]", path):  # how Python writes bytes that are not UTF-8
-                        raise InputError(f"the file name {path!r} is not UTF-8; rename the file")
-                    rows.append({"path": path, "label": label, "method": method, "group": group, "dataset": dataset})
-    if not rows:
-        raise InputError(f"{folder} holds no image; known kinds: {', '.join(FORMATS)}")
-    return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _ordered(faces: pd.DataFrame) -> pd.DataFrame:
-    known = [name for name in (*COLUMNS, "split") if name in faces.columns]
-    return faces[known + [name for name in faces.columns if name not in known]].reset_index(drop=True)
-
-
-def _check_values(faces: pd.DataFrame) -> None:
-    for name in COLUMNS:
-        empty = faces[name].isna() | (faces[name] == "")
-        if empty.any():
-            raise InputError(f"row {_first(empty) + 1} has no {name}; every image needs one")
+def _wrong_values(faces: pd.DataFrame, first: int) -> Iterator[tuple[int, str]]:
+    """(position in _KINDS, message) of the first row of each kind; ``first`` is the number of rows before."""
+    empty = {name: faces[name].isna() | (faces[name] == "") for name in COLUMNS}
+    empty = {name: rows for name, rows in empty.items() if rows.any()}
+    if empty:  # the other kinds cannot be told
+        for name, rows in empty.items():
+            yield COLUMNS.index(name), f"row {first + _first(rows) + 1} has no {name}; every image needs one"
+        return
     bad = ~faces["label"].isin(LABELS)
     if bad.any():
         row = _first(bad)
-        raise InputError(f"row {row + 1} has label {faces['label'].iloc[row]!r}; known: {', '.join(LABELS)}")
+        known = ", ".join(LABELS)
+        yield len(COLUMNS), f"row {first + row + 1} has label {faces['label'].iloc[row]!r}; known: {known}"
     crossed = (faces["label"] == "real") != (faces["method"] == PRISTINE)
     if crossed.any():
         row = _first(crossed)
         label, method = faces["label"].iloc[row], faces["method"].iloc[row]
-        raise InputError(
-            f"row {row + 1} is {label} with method {method!r}; real images, and only they, are {PRISTINE!r}"
-        )
-    twice = faces["path"].duplicated()
-    if twice.any():
-        row = _first(twice)
-        raise InputError(f"row {row + 1} lists {faces['path'].iloc[row]} a second time; remove one of the rows")
+        rule = f"real images, and only they, are {PRISTINE!r}"
+        yield len(COLUMNS) + 1, f"row {first + row + 1} is {label} with method {method!r}; {rule}"
 
 
-def _check_videos(faces: pd.DataFrame) -> None:
+def _wrong_video(faces: pd.DataFrame, first: int) -> str | None:
+    empty = faces["video"].isna() | (faces["video"] == "")
+    if not empty.any():
+        return None
+    return f"row {first + _first(empty) + 1} has no video while others have; give all or none"
+
+
+def _wrong_split(faces: pd.DataFrame, first: int) -> str | None:
+    bad = ~faces["split"].isin(SPLITS)
+    if not bad.any():
+        return None
+    row = _first(bad)
+    value, place = faces["split"].iloc[row], f"row {first + row + 1}"
+    if value is None or value != value or value == "":
+        return f"{place} ({faces['path'].iloc[row]}) has no split while others have; give all or none"
+    return f"{place} has split {value!r}{nearest(str(value), SPLITS)}"
+
+
+def _check_videos(videos: Shuffle, groups: pd.Series) -> None:
+    """Raise InputError if a video has several labels, methods, datasets or components of ``groups``, which are all."""
+    import pandas as pd
+
     from data_shards.splits import components
 
-    empty = faces["video"].isna() | (faces["video"] == "")
-    if empty.any():
-        raise InputError(f"row {_first(empty) + 1} has no video while others have; give all or none")
-    kinds = faces[["label", "method", "dataset"]].assign(group=components(faces["group"]))
-    for name, several in (kinds.groupby(faces["video"]).nunique() > 1).items():
-        if several.any():
+    several = []
+    for table in videos.tables():
+        rows = table.drop_columns(["row"]).to_pandas().drop_duplicates()
+        several.append(rows[rows["video"].duplicated(keep=False)])
+    if not several or not any(map(len, several)):
+        return
+    rows = pd.concat(several)
+    component = pd.Series(components(groups), groups)
+    component = component[~component.index.duplicated()]
+    kinds = rows[["label", "method", "dataset"]].assign(group=rows["group"].map(component))
+    for name, many in (kinds.groupby(rows["video"]).nunique() > 1).items():
+        if many.any():
             raise InputError(
-                f"video {several.index[several][0]!r} has more than one {name}; give each manipulated version of a "
+                f"video {many.index[many][0]!r} has more than one {name}; give each manipulated version of a "
                 "video a name of its own"
             )
 
 
-def _check_files(faces: pd.DataFrame, root: str) -> None:
-    from tqdm import tqdm
-
-    quiet = not sys.stderr.isatty()
-    paths = tqdm(faces["path"].tolist(), desc="looking for files", unit="img", leave=False, disable=quiet)
-    for row, path in enumerate(paths, start=1):
+def _wrong_file(paths: list[str], first: int, root: str) -> str | None:
+    for row, path in enumerate(paths, start=first + 1):
         if os.path.splitext(path)[1].lower() not in FORMATS:
-            raise InputError(f"row {row}: {path} is none of {', '.join(FORMATS)}; convert it without loss, to .png")
+            return f"row {row}: {path} is none of {', '.join(FORMATS)}; convert it without loss, to .png"
         if not path.isprintable() and re.search(r"[\x00-\x1f]", path):
-            raise InputError(f"row {row}: the path {path!r} has control characters; rename the file")
+            return f"row {row}: the path {path!r} has control characters; rename the file"
         file = path if path.startswith("/") else f"{root}/{path}"
         try:
             size = os.stat(file).st_size
         except OSError:
-            raise InputError(f"row {row}: there is no file {file}; is root right?") from None
+            return f"row {row}: there is no file {file}; is root right?"
         if size == 0:
-            raise InputError(f"row {row}: {path} is empty; remove the row or restore the file")
+            return f"row {row}: {path} is empty; remove the row or restore the file"
+    return None
 
 
 def _first(mask: Any) -> int:

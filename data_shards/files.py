@@ -62,5 +62,26 @@ def sha256_file(path: str | Path) -> str:
 
 def digest(value: Any) -> str:
     """Hex SHA-256 of a JSON-able value in canonical form: equal values give equal digests on every machine."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_canonical(value)).hexdigest()
+
+
+class ListDigest:
+    """``digest`` of a list that comes in parts."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(b"[")
+        self._between = b""
+
+    def update(self, values: list[Any]) -> None:
+        if values:
+            self._hash.update(self._between + _canonical(values)[1:-1])
+            self._between = b","
+
+    def hexdigest(self) -> str:
+        whole = self._hash.copy()
+        whole.update(b"]")
+        return whole.hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -7,7 +7,6 @@ of processes writes the same bytes, and a killed run continues with the tars tha
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import multiprocessing
 import os
 import shutil
@@ -20,12 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_shards.command import InputError, nearest, run
-from data_shards.faces import COLUMNS, LABELS, SPLITS, check_faces, check_splits, read_faces
-from data_shards.files import atomic, digest, flush_to_disk, sha256_file, write_json
-from data_shards.manifest import INDEX, INDEX_COLUMNS, MANIFEST, SCHEMA, ShardSet, content_digest, shard_name
-from data_shards.shard import Shard, counts, write_shard
-from data_shards.splits import LEFT_OUT, assign_splits, balance, check_fractions, components
+from data_shards.command import InputError, run
+from data_shards.faces import LABELS, SPLITS
+from data_shards.files import atomic, flush_to_disk, sha256_file, write_json
+from data_shards.manifest import INDEX, MANIFEST, SCHEMA, ShardSet, content_digest, shard_name
+from data_shards.pack_plan import Plan, make_plans
+from data_shards.shard import write_shard
+from data_shards.sources import FaceBatches, of_frame, only_dataset, open_faces
+from data_shards.splits import balance, check_fractions
+from data_shards.table import ROWS, Tally, temporary_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +39,7 @@ LOG_EVERY = 30.0
 
 
 def pack(
-    faces: pd.DataFrame,
+    faces: pd.DataFrame | FaceBatches,
     root: str | Path,
     out: str | Path,
     *,
@@ -51,10 +53,11 @@ def pack(
 
     Image bytes are passed through. Samples are shuffled over the whole split, by a hash of seed and path. A set that
     is already there, from the same rows and unchanged images, is left alone. After a kill the next call continues
-    with the shards that were finished.
+    with the shards that were finished. Memory depends on the numbers of groups, videos and shards, not of images: rows
+    are put into their order on the disk of ``out``.
 
     Args:
-        faces: face table (see docs/DESIGN.md); its splits are used if it has some.
+        faces: face table (see docs/DESIGN.md), or its batches; its splits are used if it has some.
         root: folder that relative paths start from; paths below it are stored relative to it.
         out: folder of the sets.
         seed: of the shuffle and of the splits.
@@ -72,50 +75,22 @@ def pack(
     """
     if shard_size < 1:
         raise InputError(f"shard_size={shard_size} must be at least 1")
-    faces = _relative_to(faces, root)
-    check_faces(faces, root)
-    if "split" not in faces.columns:
-        faces["split"] = assign_splits(faces, FRACTIONS if fractions is None else fractions, seed)
-        faces = faces[faces["split"] != LEFT_OUT].reset_index(drop=True)
-        check_splits(faces)
-    plans = [
-        _plan(rows, split, Path(root), Path(out), seed, shard_size)
-        for split in SPLITS
-        if len(rows := faces[faces["split"] == split])
-    ]
-    done = {plan.split: _already_packed(plan) for plan in plans}
-    strangers = [split for split in SPLITS if split not in done and (Path(out) / split).exists()]
-    if strangers:
-        raise InputError(f"{Path(out) / strangers[0]} is of another pack, its groups may leak; give another out=")
-    for plan in plans:
-        if done[plan.split]:
-            _remove_partial(plan)
-        else:
-            _write_set(plan, decode, workers or cores())
+    source = faces if isinstance(faces, FaceBatches) else of_frame(faces)
+    with temporary_files(Path(out)) as new_file:
+        plans = make_plans(
+            source, Path(root), Path(out), seed, shard_size, FRACTIONS if fractions is None else fractions, new_file
+        )
+        done = {plan.split: _already_packed(plan) for plan in plans}
+        strangers = [split for split in SPLITS if split not in done and (Path(out) / split).exists()]
+        if strangers:
+            raise InputError(f"{Path(out) / strangers[0]} is of another pack, its groups may leak; give another out=")
+        for plan in plans:
+            if done[plan.split]:
+                _remove_partial(plan)
+            else:
+                _write_set(plan, decode, workers or cores())
+            plan.rows.close()
     return {plan.split: plan.target for plan in plans}
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What one shard set will hold: rows in sample order."""
-
-    split: str
-    root: Path
-    target: Path
-    seed: int
-    shard_size: int
-    table: pa.Table  # COLUMNS, then carried columns
-    digest: str
-
-    @property
-    def partial(self) -> Path:
-        return self.target.parent / f".{self.split}.partial"
-
-    def shards(self, decode: bool) -> Iterator[Shard]:
-        for number, first in enumerate(range(0, len(self.table), self.shard_size)):
-            # take() copies the rows: a slice would drag the whole table into every process
-            indices = range(first, min(first + self.shard_size, len(self.table)))
-            yield Shard(number, first, self.root, self.partial, self.table.take(list(indices)), decode)
 
 
 def cores() -> int:
@@ -123,48 +98,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _relative_to(faces: pd.DataFrame, root: str | Path) -> pd.DataFrame:
-    faces = faces.reset_index(drop=True)
-    if "path" in faces.columns:
-        base = os.path.abspath(root)
-        full = [os.path.normpath(os.path.join(base, str(path))) if path else "" for path in faces["path"]]
-        below = base.rstrip("/") + "/"
-        faces["path"] = [path.removeprefix(below) for path in full]
-    return faces
-
-
-def _plan(faces: pd.DataFrame, split: str, root: Path, out: Path, seed: int, shard_size: int) -> _Plan:
-    import pyarrow as pa
-
-    rank = [hashlib.sha256(f"{seed}\0{path}".encode()).digest() for path in faces["path"]]
-    order = sorted(range(len(rank)), key=rank.__getitem__)
-    carried = [name for name in faces.columns if name not in (*COLUMNS, "split")]
-    taken = [name for name in carried if name in (*INDEX_COLUMNS, "index")]
-    if taken:
-        raise InputError(f"the face table's column {taken[0]!r} has the name of one of the index; rename it")
-    table = pa.Table.from_pandas(
-        faces[[*COLUMNS, *carried]].iloc[order], preserve_index=False
-    ).replace_schema_metadata()
-    schema = pa.schema([(name, _index_type(name, table.schema.field(name).type)) for name in table.column_names])
-    table = table.cast(schema)
-    content = {name: digest(table[name].to_pylist()) for name in table.column_names}
-    identity = {"schema": SCHEMA, "split": split, "seed": seed, "shard_size": shard_size, "rows": content}
-    return _Plan(split, root, out / split, seed, shard_size, table, digest(identity))
-
-
-def _index_type(name: str, kind: pa.DataType) -> pa.DataType:
-    import pyarrow as pa
-
-    if name in COLUMNS or pa.types.is_large_string(kind) or pa.types.is_null(kind):
-        return pa.string()
-    if any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string)):
-        return kind
-    raise InputError(
-        f"the face table's column {name!r} is of type {kind}; carried columns are text, numbers or booleans"
-    )
-
-
-def _already_packed(plan: _Plan) -> bool:
+def _already_packed(plan: Plan) -> bool:
     """Whether the target holds this plan of unchanged images; InputError if it holds anything else."""
     if not plan.target.exists():
         return False
@@ -172,17 +106,28 @@ def _already_packed(plan: _Plan) -> bool:
     if found.manifest["plan"] != plan.digest:
         raise InputError(f"{plan.target} holds a shard set of other rows or settings; give another out= or remove it")
     packed = (plan.target / MANIFEST).stat().st_mtime
-    columns = (found.column(name).tolist() for name in ("path", "length", "sha256"))
-    for path, length, sha256 in zip(*columns, strict=True):
-        status = os.stat(plan.root / path)
-        if status.st_size != length or (status.st_mtime >= packed and sha256_file(plan.root / path) != sha256):
-            raise InputError(f"{path} has changed since {plan.target} was packed; give another out= or remove that set")
+    for batch in _index_batches(found, ["path", "length", "sha256"]):
+        for path, length, sha256 in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            status = os.stat(plan.root / path)
+            if status.st_size != length or (status.st_mtime >= packed and sha256_file(plan.root / path) != sha256):
+                raise InputError(
+                    f"{path} has changed since {plan.target} was packed; give another out= or remove that set"
+                )
     return True
 
 
-def _write_set(plan: _Plan, decode: bool, workers: int) -> None:
+def _index_batches(shards: ShardSet, columns: list[str]) -> Iterator[pa.Table]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(shards.index_path) as file:
+        for batch in file.iter_batches(ROWS, columns=columns):
+            yield pa.Table.from_batches([batch]).select(columns)
+
+
+def _write_set(plan: Plan, decode: bool, workers: int) -> None:
     """Write the tars, then index and manifest, in the partial folder; rename the whole."""
-    shards = -(-len(plan.table) // plan.shard_size)
+    shards = -(-len(plan.rows) // plan.shard_size)
     with _locked(plan), _progress(plan, shards) as advance:
         records: list[dict[str, Any]] = [{}] * shards
         folder, flushed = plan.partial / "set", []
@@ -202,11 +147,11 @@ def _write_set(plan: _Plan, decode: bool, workers: int) -> None:
 
 
 @contextmanager
-def _progress(plan: _Plan, shards: int) -> Iterator[Callable[[int], Any]]:
+def _progress(plan: Plan, shards: int) -> Iterator[Callable[[int], Any]]:
     """A function that is told how many more images are packed: a bar on a terminal, a line now and then in a log."""
     from tqdm import tqdm
 
-    total = len(plan.table)
+    total = len(plan.rows)
     if sys.stderr.isatty():
         with tqdm(total=total, unit="img", desc=plan.split) as bar:
             yield bar.update
@@ -228,7 +173,7 @@ def _progress(plan: _Plan, shards: int) -> Iterator[Callable[[int], Any]]:
 
 
 @contextmanager
-def _locked(plan: _Plan) -> Iterator[None]:
+def _locked(plan: Plan) -> Iterator[None]:
     """The partial folder for this process alone. It stays after a failure if a shard in it is finished."""
     for name in ("set", "parts"):
         (plan.partial / name).mkdir(parents=True, exist_ok=True)
@@ -247,7 +192,7 @@ def _locked(plan: _Plan) -> Iterator[None]:
             raise
 
 
-def _remove_partial(plan: _Plan) -> None:
+def _remove_partial(plan: Plan) -> None:
     """Of a set that is finished: what a kill after the last rename left. Not if a process still works there."""
     with suppress(FileNotFoundError, BlockingIOError), open(plan.partial / "lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -275,7 +220,7 @@ def in_processes(function: Callable[[Any], Any], tasks: Iterable[Any], workers: 
         pool.shutdown(cancel_futures=True)
 
 
-def _write_index(plan: _Plan, shards: int) -> None:
+def _write_index(plan: Plan, shards: int) -> None:
     """One row group per shard, read and written one by one."""
     import pyarrow.parquet as pq
 
@@ -292,17 +237,17 @@ def _write_index(plan: _Plan, shards: int) -> None:
                 writer.close()
 
 
-def _write_manifest(plan: _Plan, records: list[dict[str, Any]]) -> None:
+def _write_manifest(plan: Plan, records: list[dict[str, Any]]) -> None:
     folder = plan.partial / "set"
     manifest = {
         "schema": SCHEMA,
         "split": plan.split,
-        "samples": len(plan.table),
+        "samples": len(plan.rows),
         "bytes": sum(record["bytes"] for record in records),
-        "labels": counts(plan.table["label"]),
-        "methods": counts(plan.table["method"]),
-        "datasets": counts(plan.table["dataset"]),
-        "groups": int(components(plan.table["group"].to_pylist()).max()) + 1,
+        "labels": dict(sorted(plan.rows.counts["label"].items())),
+        "methods": dict(sorted(plan.rows.counts["method"].items())),
+        "datasets": dict(sorted(plan.rows.counts["dataset"].items())),
+        "groups": plan.groups,
         "seed": plan.seed,
         "plan": plan.digest,
         "shards": records,
@@ -353,12 +298,9 @@ def pack_command(config: PackConfig) -> None:
         raise InputError(f"workers={config.workers} must be at least 1")
     fractions = check_fractions({name: getattr(config, name) for name in SPLITS})
     source = Path(config.faces)
-    faces = read_faces(source, root=config.root, dataset=config.dataset, layout=config.layout)
+    faces = open_faces(source, root=config.root, dataset=config.dataset, layout=config.layout)
     if config.only is not None:
-        known = sorted(set(faces["dataset"]))
-        if config.only not in known:
-            raise InputError(f"{source} has no dataset {config.only!r}{nearest(config.only, known)}")
-        faces = faces[faces["dataset"] == config.only]
+        faces = only_dataset(faces, config.only, source)
     root = Path(config.root) if config.root else (source if source.is_dir() else source.parent)
     sets = pack(
         faces,
@@ -371,7 +313,9 @@ def pack_command(config: PackConfig) -> None:
         decode=config.decode,
     )
     packed = [ShardSet.open(path) for path in sets.values()]
-    print(balance(_groups_of(packed), None if "split" in faces.columns else fractions).round(4).to_string(index=False))
+    groups = _groups_of(packed)
+    wanted = None if "split" in faces.types else fractions
+    print(balance(groups, wanted, groups["images"]).round(4).to_string(index=False))
     for found in packed:
         images = ", ".join(f"{found.manifest['labels'][label]} {label}" for label in LABELS)
         groups, shards = found.manifest["groups"], len(found.shards)
@@ -379,10 +323,16 @@ def pack_command(config: PackConfig) -> None:
 
 
 def _groups_of(sets: list[ShardSet]) -> pd.DataFrame:
+    """How many images each group has: columns ``label, method, group, images`` and ``split``."""
     import pandas as pd
 
-    names = ("label", "method", "group")
-    return pd.concat([pd.DataFrame({"split": s.split, **{name: s.column(name) for name in names}}) for s in sets])
+    def tally(shards: ShardSet) -> pd.DataFrame:
+        groups = Tally(("label", "method", "group"))
+        for batch in _index_batches(shards, ["label", "method", "group"]):
+            groups.add(batch)
+        return groups.frame().assign(split=shards.split)
+
+    return pd.concat([tally(shards) for shards in sets], ignore_index=True)
 
 
 if __name__ == "__main__":

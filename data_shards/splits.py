@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_shards.command import InputError, nearest
 from data_shards.faces import SPLITS
+from data_shards.table import ROWS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +29,12 @@ def components(groups: Sequence[str]) -> np.ndarray:
     Components are numbered in order of first appearance.
     """
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    row_to_name, names = pd.factorize(np.asarray(groups, dtype=object))
+    row_to_name, names = pd.factorize(pd.Series(groups, dtype=object if not len(groups) else None).astype("str"))
+    nodes = pa.array(names, pa.large_string())
+    # Only names that tie, or may have blanks to strip, become objects of Python: these take several times the memory.
     parent: dict[str, str] = {}
 
     def find(node: str) -> str:
@@ -38,14 +45,18 @@ def components(groups: Sequence[str]) -> np.ndarray:
             parent[node], node = top, parent[node]
         return top
 
-    first_ids = []
-    for name in names:
-        first, *others = [part.strip() for part in str(name).split("|")]
-        first_ids.append(first)
+    first_ids: dict[str, str] = {}
+    for name in nodes.filter(pc.match_substring_regex(nodes, "[^!-{}~]")).to_pylist():
+        first, *others = [part.strip() for part in name.split("|")]
+        first_ids[name] = first
         for other in others:
             parent[find(other)] = find(first)
         find(first)
-    return pd.factorize(np.array([find(first) for first in first_ids], dtype=object)[row_to_name])[0].astype(np.int64)
+    for mapping in (first_ids, {node: find(node) for node in list(parent)}):
+        if mapping:
+            place = pc.index_in(nodes, value_set=pa.array(list(mapping), nodes.type))
+            nodes = pc.coalesce(pa.array(list(mapping.values()), nodes.type).take(place), nodes)
+    return pd.factorize(nodes.to_numpy(zero_copy_only=False))[0].astype(np.int64)[row_to_name]
 
 
 def check_fractions(fractions: dict[str, float]) -> dict[str, float]:
@@ -62,14 +73,16 @@ def check_fractions(fractions: dict[str, float]) -> dict[str, float]:
     return {name: fractions[name] for name in SPLITS if fractions.get(name, 0) > 0}
 
 
-def assign_splits(faces: pd.DataFrame, fractions: dict[str, float], seed: int) -> pd.Series:
+def assign_splits(
+    faces: pd.DataFrame, fractions: dict[str, float], seed: int, images: Sequence[int] | None = None
+) -> pd.Series:
     """Split of each row, aligned with ``faces.index``; a function of the rows' content, not of their order.
 
     Components go one by one, the largest first and equals in the order of a hash of (seed, group ids), to the split
     where they lower most (or raise least) the distance of the counts to the wanted ones,
     chi-square = sum over splits s and strata k of (C_sk - f_s T_k)^2 / (f_s T_k), with strata k = (label, method),
     C the counts so far, T the totals and f the fractions. Ties go to the relatively emptiest split. Fractions that sum
-    to less than 1 leave whole components out: their rows get LEFT_OUT.
+    to less than 1 leave whole components out: their rows get LEFT_OUT. With ``images`` a row stands for so many.
     """
     import pandas as pd
 
@@ -77,23 +90,24 @@ def assign_splits(faces: pd.DataFrame, fractions: dict[str, float], seed: int) -
     rest = 1 - sum(fractions.values())
     if rest > 1e-6:
         fractions = {**fractions, LEFT_OUT: rest}
-    component = components(faces["group"])
+    weight = np.ones(len(faces), np.int64) if images is None else np.asarray(images, dtype=np.int64)
     strata = pd.factorize(faces["label"].astype(str) + "\0" + faces["method"].astype(str), sort=True)[0]
-    counts: list[Counter[int]] = [Counter() for _ in range(component.max() + 1)]
-    ids: list[set[str]] = [set() for _ in counts]
-    for number, stratum, group in zip(component.tolist(), strata.tolist(), faces["group"], strict=True):
-        counts[number][stratum] += 1
-        ids[number].add(group)
-    hashed = [hashlib.sha256(f"{seed}\0{'|'.join(sorted(names))}".encode()).digest() for names in ids]
-    order = sorted(range(len(counts)), key=lambda number: (-counts[number].total(), hashed[number]))
+    component = components(faces["group"])
+    rows_of = _Members(component)
 
-    totals = Counter(strata.tolist())
+    totals: Counter[int] = Counter()
+    for stratum, count in zip(strata.tolist(), weight.tolist(), strict=True):
+        totals[stratum] += count
     wanted = {split: {k: fraction * total for k, total in totals.items()} for split, fraction in fractions.items()}
     filled: dict[str, Counter[int]] = {split: Counter() for split in fractions}
-    chosen: list[str] = [""] * len(counts)
-    for number in order:
+    chosen = np.empty(len(rows_of), dtype=object)
+    for number in _largest_first(component, weight, faces["group"], seed).tolist():
+        rows = rows_of[number]
+        counts: Counter[int] = Counter()
+        for stratum, count in zip(strata[rows].tolist(), weight[rows].tolist(), strict=True):
+            counts[stratum] += count
         # Sorted strata: a sum of floats depends on its order, and the result must not depend on that of the rows.
-        vector = sorted(counts[number].items())
+        vector = sorted(counts.items())
 
         def cost(split: str, vector: list[tuple[int, int]] = vector) -> tuple[float, float]:
             have, want = filled[split], wanted[split]
@@ -101,19 +115,55 @@ def assign_splits(faces: pd.DataFrame, fractions: dict[str, float], seed: int) -
             return round(change, 9), round(have.total() / fractions[split], 9)
 
         chosen[number] = min(fractions, key=cost)
-        filled[chosen[number]].update(counts[number])
-    return pd.Series([chosen[number] for number in component], index=faces.index, name="split", dtype=object)
+        filled[chosen[number]].update(counts)
+    return pd.Series(chosen[component], index=faces.index, name="split", dtype=object)
 
 
-def balance(faces: pd.DataFrame, fractions: dict[str, float] | None = None) -> pd.DataFrame:
-    """How even the splits came out: one row per split × label × method, in sorted order.
+class _Members:
+    """The rows of each component, by its number: 16 bytes per row, where lists would take hundreds."""
+
+    def __init__(self, component: np.ndarray) -> None:
+        self._rows = np.argsort(component, kind="stable")
+        self._ends = np.cumsum(np.bincount(component))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self._rows[self._ends[number - 1] if number else 0 : self._ends[number]]
+
+
+def _largest_first(component: np.ndarray, weight: np.ndarray, groups: pd.Series, seed: int) -> np.ndarray:
+    """Numbers of the components, those of most images first, equals in the order of a hash of seed and group ids."""
+    order = np.argsort(component, kind="stable")
+
+    def rows() -> Iterator[tuple[int, str]]:
+        for first in range(0, len(order), ROWS):  # a name as an object of Python takes several times its memory
+            part = order[first : first + ROWS]
+            yield from zip(component[part].tolist(), groups.iloc[part].tolist(), strict=True)
+
+    hashed = bytearray()
+    for _, members in groupby(rows(), key=itemgetter(0)):
+        names = sorted({name for _, name in members})
+        hashed += hashlib.sha256(f"{seed}\0{'|'.join(names)}".encode()).digest()
+    words = np.frombuffer(hashed, ">u8").reshape(-1, 4)  # compare as the bytes do
+    size = np.bincount(component, weight).astype(np.int64)
+    return np.lexsort((*words.T[::-1], -size))
+
+
+def balance(
+    faces: pd.DataFrame, fractions: dict[str, float] | None = None, images: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """How even the splits came out: one row per split × label × method, in sorted order. With ``images`` a row of
+    ``faces`` stands for so many.
 
     Columns: ``split, label, method, images, groups`` (components), ``share`` (of that label and method, in this split),
     and with ``fractions`` also ``wanted`` and ``deviation`` = share - wanted.
     """
-    tagged = faces[["split", "label", "method"]].assign(component=components(faces["group"]))
     keys = ["split", "label", "method"]
-    table = tagged.groupby(keys).agg(images=("component", "size"), groups=("component", "nunique")).reset_index()
+    weight = 1 if images is None else np.asarray(images)
+    tagged = faces[keys].assign(images=weight, component=components(faces["group"]))
+    table = tagged.groupby(keys).agg(images=("images", "sum"), groups=("component", "nunique")).reset_index()
     table["share"] = table["images"] / table.groupby(["label", "method"])["images"].transform("sum")
     if fractions is not None:
         table["wanted"] = table["split"].map(fractions).astype(float) / sum(fractions.values())

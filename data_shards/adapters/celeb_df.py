@@ -10,15 +10,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from data_shards.adapters.frames import table, videos
+from data_shards.adapters.frames import videos
 from data_shards.command import InputError
 from data_shards.faces import PRISTINE
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +23,7 @@ FOLDERS = {"Celeb-real": "real", "YouTube-real": "real", "Celeb-synthesis": "fak
 TEST_VIDEOS = 518
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(root: Path) -> Iterator[dict[str, str]]:
     """The test list, as split ``test``. The group is the target video, which a real one and its fakes share.
 
     Identities are not tied: swaps connect nearly all of the 59 to one component. The other videos are not read,
@@ -34,12 +31,12 @@ def read(root: Path) -> pd.DataFrame:
     images is an error; a list of another length is read, with a warning: what is measured on it is not comparable.
     """
     listed = _test_list(root / "List_of_testing_videos.txt")
-    rows: list[dict[str, Any]] = []
     for folder, label in FOLDERS.items():
-        found = dict(videos(root, f"{folder}/frames"))
-        for video in sorted(name for where, name in listed if where == folder):
-            if not found.get(video):
-                raise InputError(f"{root / folder}/frames/{video} has no images, but the test list names it")
+        missing = {name for where, name in listed if where == folder}
+        for video, images in videos(root, f"{folder}/frames"):
+            if video not in missing or not images:
+                continue
+            missing.remove(video)
             row = {
                 "label": label,
                 "method": PRISTINE if label == "real" else "Celeb-synthesis",
@@ -48,8 +45,9 @@ def read(root: Path) -> pd.DataFrame:
                 "split": "test",
                 "video": f"celeb-df:{folder}/{video}",
             }
-            rows += [{"path": image, **row} for image in found[video]]
-    return table(rows)
+            yield from ({"path": image, **row} for image in images)
+        for video in sorted(missing):
+            raise InputError(f"{root / folder}/frames/{video} has no images, but the test list names it")
 
 
 def target_video(name: str) -> str:

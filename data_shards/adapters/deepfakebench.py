@@ -12,15 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_shards.adapters.celeb_df import target_video
-from data_shards.adapters.frames import read_json, table
+from data_shards.adapters.frames import read_json
 from data_shards.command import InputError
 from data_shards.faces import PRISTINE
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SPLIT_NAMES = {"train": "train", "val": "validation", "test": "test"}
 # For most datasets "val" repeats "test" and "train" holds the test videos too: a video stays in one split, the first.
@@ -35,22 +32,22 @@ METHODS = {
 }
 
 
-def read(file: Path) -> pd.DataFrame:
+def read(file: Path) -> Iterator[dict[str, str]]:
     """All videos of a JSON file, each once, with the file's splits; FaceForensics++ as datasets ``ff++-c23`` …"""
     found = list(_videos(read_json(file, dict), ()))
     if not found:
         raise InputError(f"{file} lists no video with frames; is it one of DeepfakeBench's dataset JSON files?")
-    rows: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()  # as large as the file, which is read as a whole
     for keys, frames in sorted(found, key=lambda video: PRECEDENCE.index(_split(file, video[0]))):
         for row in _rows(file, keys, frames):
-            rows.setdefault(row["path"], row)
-    return table(list(rows.values()))
+            if row["path"] not in seen:
+                seen.add(row["path"])
+                yield row
 
 
-def read_test(file: Path) -> pd.DataFrame:
+def read_test(file: Path) -> Iterator[dict[str, str]]:
     """The test split alone: what DeepfakeBench evaluates on, for datasets that are not trained on."""
-    faces = read(file)
-    return faces[faces["split"] == "test"].reset_index(drop=True)
+    return (row for row in read(file) if row["split"] == "test")
 
 
 def _videos(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[str]]]:
@@ -70,7 +67,7 @@ def _split(file: Path, keys: tuple[str, ...]) -> str:
     return SPLIT_NAMES[keys[2]]
 
 
-def _rows(file: Path, keys: tuple[str, ...], frames: list[str]) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, keys: tuple[str, ...], frames: list[str]) -> Iterator[dict[str, str]]:
     dataset, label = keys[:2]
     compression = next((key for key in keys[3:] if key in COMPRESSIONS), None)
     real = label.lower().endswith("real")

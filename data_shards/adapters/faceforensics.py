@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_shards.adapters.frames import read_json, table, videos
+from data_shards.adapters.frames import read_json, videos
 from data_shards.command import InputError
 from data_shards.faces import PRISTINE
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +38,27 @@ SAME_VIDEO = (
 )
 
 
-def read(root: Path) -> pd.DataFrame:
+def read(root: Path) -> Iterator[dict[str, str]]:
     """All compressions there are, as datasets ``ff++-c23`` …; the official split; groups tie target and source.
 
     A copy with fewer sequences is read, with a warning: what is measured on it is not comparable.
     """
     split_of = _official_splits(root)
-    rows: list[dict[str, Any]] = []
     originals: set[str] = set()
+    for row, images in _videos(root, split_of):
+        yield from ({"path": image, **row} for image in images)
+        if row["method"] == PRISTINE and images:
+            originals.add(row["group"].removeprefix("ff++:"))
+    if not originals:
+        raise InputError(f"{root} has no original_sequences/youtube/c23/frames (nor raw, c40): not FaceForensics++")
+    found = Counter(split_of[sequence] for sequence in originals)
+    if found != OFFICIAL:
+        counts = [" / ".join(str(of[split]) for split in SPLIT_FILES) for of in (found, OFFICIAL)]
+        log.warning("%s has %s original sequences (train / validation / test), the official split %s", root, *counts)
+
+
+def _videos(root: Path, split_of: dict[str, str]) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """(what the rows of a video have in common, its images)."""
     for compression in COMPRESSIONS:
         for method, folder in _folders(root, compression):
             for video, images in videos(root, folder):
@@ -55,7 +66,7 @@ def read(root: Path) -> pd.DataFrame:
                 unknown = [sequence for sequence in ids if sequence not in split_of]
                 if unknown:
                     raise InputError(f"{root / folder / video}: sequence {unknown[0]!r} is in no official split file")
-                row = {
+                common = {
                     "label": "real" if method == PRISTINE else "fake",
                     "method": method,
                     "group": "|".join(f"ff++:{sequence}" for sequence in ids),
@@ -63,19 +74,10 @@ def read(root: Path) -> pd.DataFrame:
                     "split": split_of[ids[0]],
                     "video": f"ff++-{compression}:{method}/{video}",
                 }
-                rows += [{"path": image, **row} for image in images]
-                if method == PRISTINE and images:
-                    originals.add(video)
-    if not rows:
-        raise InputError(f"{root} has no original_sequences/youtube/c23/frames (nor raw, c40): not FaceForensics++")
-    found = Counter(split_of[sequence] for sequence in originals)
-    if found != OFFICIAL:
-        counts = [" / ".join(str(of[split]) for split in SPLIT_FILES) for of in (found, OFFICIAL)]
-        log.warning("%s has %s original sequences (train / validation / test), the official split %s", root, *counts)
-    return table(rows)
+                yield common, images
 
 
-def read_clean(root: Path) -> pd.DataFrame:
+def read_clean(root: Path) -> Iterator[dict[str, str]]:
     """As ``read``, with groups that also tie the sequences cut from one YouTube video, and without the validation and
     test pairs that this ties to training.
 
@@ -84,16 +86,22 @@ def read_clean(root: Path) -> pd.DataFrame:
     """
     from data_shards.splits import components
 
-    faces, video_of = read(root), _shared_videos(root)
+    video_of = _shared_videos(root)
 
+    @cache
     def tied(group: str) -> str:
         sequences = [name.removeprefix("ff++:") for name in group.split("|")]
         return "|".join([group, *sorted({f"ff++:youtube:{video_of[s]}" for s in sequences if s in video_of})])
 
-    faces["group"] = faces["group"].map({group: tied(group) for group in faces["group"].unique()})
-    component, training = components(faces["group"]), (faces["split"] == "train").to_numpy()
-    touched = ~training & np.isin(component, component[training])
-    return faces[~touched].reset_index(drop=True)
+    pairs = {(row["group"], row["split"]) for row, images in _videos(root, _official_splits(root)) if images}
+    groups = [(tied(group), split) for group, split in pairs]
+    component = components([group for group, _ in groups])
+    training = np.array([split == "train" for _, split in groups], dtype=bool)
+    touched = {groups[row] for row in np.flatnonzero(~training & np.isin(component, component[training]))}
+    for row in read(root):
+        group = tied(row["group"])
+        if (group, row["split"]) not in touched:
+            yield {**row, "group": group}
 
 
 def _shared_videos(root: Path) -> dict[str, str]:

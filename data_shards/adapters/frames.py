@@ -6,13 +6,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_shards.command import InputError
-from data_shards.faces import COLUMNS, FORMATS
-
-if TYPE_CHECKING:
-    import pandas as pd
+from data_shards.faces import FORMATS
 
 
 def videos(root: Path, below: str) -> Iterator[tuple[str, list[str]]]:
@@ -39,12 +36,3 @@ def read_json(file: Path, kind: type) -> Any:
     if not isinstance(content, kind):
         raise InputError(f"{file} holds a JSON {type(content).__name__}, not a {kind.__name__}")
     return content
-
-
-def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Face table of the rows, known columns first."""
-    import pandas as pd
-
-    if not rows:
-        raise InputError("the dataset's lists name no image")
-    return pd.DataFrame(rows, columns=[*COLUMNS, *(name for name in rows[0] if name not in COLUMNS)])
