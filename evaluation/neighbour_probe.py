@@ -7,9 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.arrays import Compute
+from evaluation.arrays import Array, Compute
 from evaluation.bootstrap import Sampled, Statistic, bootstrap, sampled
 from evaluation.detection import weighted_auc
+from evaluation.neighbours import tie_keys
 from evaluation.probes import FOLDS, every_fit_has_both_classes, folds
 from evaluation.score import Score
 
@@ -67,7 +68,7 @@ def _nearest_of_each_fold(
     """Distances and indices ``(n, folds, k)`` of the nearest samples in each fold; infinite and -1 in one's own, and
     where a fold has fewer."""
     arrays, n, numbers = compute.arrays, len(x), np.unique(fold)
-    on_device = arrays.put(x)
+    on_device, keys = arrays.put(x), arrays.put(tie_keys(n))
     squares = arrays.put(np.einsum("ij,ij->i", x, x, dtype=np.float64).astype(np.float32))
     distance = np.full((n, len(numbers), k), np.inf, np.float32)
     index = np.full((n, len(numbers), k), -1, np.int64)
@@ -81,8 +82,12 @@ def _nearest_of_each_fold(
             squared *= -2
             squared += size
             squared += squares[arrays.put(rows)][:, None]
-            distances = arrays.root_(squared)
-            best = np.sort(arrays.get(arrays.smallest(distances, most)), axis=1)  # else in another order on a GPU
+            distances = arrays.rounded(arrays.root_(squared))
+
+            def priority(some: Array, rows: NDArray[np.int64] = rows, among: Array = among) -> Array:
+                return keys[arrays.put(rows)][some, None] ^ keys[among][None]
+
+            best = arrays.get(arrays.smallest(distances, most, priority))
             distance[rows, place, :most] = arrays.get(arrays.take(distances, arrays.put(best)))
             index[rows, place, :most] = members[best]
     return distance, index
@@ -91,9 +96,8 @@ def _nearest_of_each_fold(
 def _merged(distance: NDArray[np.float32], index: NDArray[np.int64], k: int) -> NDArray[np.int64]:
     """``(n, k)`` indices of the nearest over all folds given, the nearest first; -1 where there are fewer."""
     distance, index = distance.reshape(len(distance), -1), index.reshape(len(index), -1)
-    some = np.argpartition(distance, k - 1, axis=1)[:, :k]
-    distance, index = np.take_along_axis(distance, some, axis=1), np.take_along_axis(index, some, axis=1)
-    order = np.lexsort((index, distance), axis=1)
+    keys = tie_keys(len(index))
+    order = np.lexsort((keys[index] ^ keys[:, None], distance), axis=1)[:, :k]
     return np.take_along_axis(index, order, axis=1)
 
 

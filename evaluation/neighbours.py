@@ -16,13 +16,19 @@ from evaluation.distances import Tile, pass_over_pairs
 NEIGHBOURS = (20, 5, 100)
 
 
+def tie_keys(n: int) -> NDArray[np.int64]:
+    """``(n,)`` random numbers. Of samples at equal distances from sample i, those come first whose key, in an exclusive
+    or with that of i, is least: another order for each i. In that of the rows, which are sorted by label, the
+    neighbours of images that a backbone maps to one point would all be of one class."""
+    return np.random.default_rng(0).integers(2**31, size=n)
+
+
 class OtherGroupNeighbours:
     """The k nearest neighbours of each sample outside its own component, collected tile by tile.
 
     The own component is left out because it may hold the very photograph that a fake was made from. Samples at equal
-    distances are taken in a random order, another one for each sample: in the order of their rows, which are sorted by
-    label, the neighbours of images that a backbone maps to one point would all be of one class. Equal is what differs
-    by less than one part in a million, as rounding may, which depends on the rows.
+    distances are taken in the random order of :func:`tie_keys`; equal is what differs by less than one part in a
+    million, as rounding may, which depends on the rows.
     """
 
     def __init__(self, label: NDArray[np.int64], component: NDArray[np.int64], headline_only: bool = False) -> None:
@@ -33,7 +39,7 @@ class OtherGroupNeighbours:
         most = max(1, min(others, len(label) // 5))
         ks = [k for k in NEIGHBOURS if k <= most] or [most]
         self.ks = ks[:1] if headline_only else ks
-        self._key = np.random.default_rng(0).integers(2**31, size=len(label))
+        self._key = tie_keys(len(label))
         self._distance: Array = None
         self._index: Array = None
 
