@@ -71,12 +71,12 @@ def confounds(
     *Regressed out*: features are replaced by the residuals of a regression on a spline of the nuisance (on indicators,
     for text), of all nuisances together on the sum of theirs. What a nuisance does to the features beyond their mean,
     such as their spread, and what several do jointly beyond a sum, stays. *Matched*: real and fake samples are compared
-    within strata of 10 to 19 that are nearest in the nuisance (have one name, for text); for all nuisances together in
-    the label's logistic regression on their splines (a propensity score); see :mod:`evaluation.matching`.
-    What is fitted to tell the label from nuisances is fitted to other folds of groups: a name's share of fakes (its AUC
-    is :func:`evaluation.partitions.held_out_auc`) and the propensity (its AUC is a mean over folds, too); NaN where
-    there are no two folds with both classes. Raises ValueError like ``separability``, and for a nuisance that does not
-    vary.
+    within strata of 10 to 19 that are nearest in the nuisance (have one name, for text), see
+    :mod:`evaluation.matching`; for all nuisances together in the label's logistic regression on the cubes of their
+    normal scores (a propensity score). What is fitted to tell the label from nuisances is fitted to other folds of
+    groups: a name's share of fakes (its AUC is :func:`evaluation.partitions.held_out_auc`) and the propensity (its AUC
+    is a mean over folds, too); NaN where there are no two folds with both classes. Raises ValueError like
+    ``separability``, and for a nuisance that does not vary.
     """
     label = binary_label(label)
     component = components(group, len(label))
@@ -104,7 +104,8 @@ def confounds(
         )
     if len(columns) > 1:
         every = np.hstack([each.shared for each in columns.values()])
-        propensity = cross_validated_logits(every, label, fold)
+        rough = np.hstack([each.rough for each in columns.values()])
+        propensity = cross_validated_logits(rough, label, fold)
         if propensity is None:
             matched, alone = _undefined(plain, "too few groups for two folds with both classes"), math.nan
         else:
@@ -121,6 +122,7 @@ class _Nuisance(NamedTuple):
     strata: NDArray[np.int64]
     design: NDArray[np.float64]
     shared: NDArray[np.float64]  # the design beside those of all other nuisances, with fewer columns for few samples
+    rough: NDArray[np.float64]  # for the propensity, which matches the worse the more there is to fit
 
     @classmethod
     def of(
@@ -133,18 +135,18 @@ class _Nuisance(NamedTuple):
             rank = np.argsort(np.argsort(-np.bincount(codes), kind="stable"))[codes]
             codes = np.minimum(rank, MOST_CATEGORIES - 1)
             design, halves = np.eye(codes.max() + 1)[codes][:, 1:], codes == 0
-            shared = design
+            shared = rough = design
         else:
             order = finite(name, values, len(label))
             halves = order > np.median(order)
             halves = halves if halves.any() else order >= np.median(order)
-            design, shared = smooth(order), smooth(order, nuisances)
+            design, shared, rough = smooth(order), smooth(order, nuisances), cubic(order)
         if len(values) != len(label) or halves.all() or not halves.any():
             raise ValueError(f"nuisance {name!r} is the same in all samples, or has not one value for each")
         everyone = np.ones((1, len(label)))
         auc = held_out_auc(codes, label, fold)(everyone) if text else weighted_auc(label, order, everyone)
         strata = strata_of(codes if text else order, mixed=not text)
-        return cls(float(auc[0]), halves.astype(np.int64), strata, design, shared)
+        return cls(float(auc[0]), halves.astype(np.int64), strata, design, shared, rough)
 
 
 def smooth(values: NDArray[np.float64], nuisances: int = 1) -> NDArray[np.float64]:
@@ -166,6 +168,15 @@ def smooth(values: NDArray[np.float64], nuisances: int = 1) -> NDArray[np.float6
         levels = np.concatenate([levels, tail, 1 - tail])
     knots = np.unique(np.quantile(values, levels))
     return SplineTransformer(knots=knots[:, None], include_bias=False).fit_transform(values[:, None])
+
+
+def cubic(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(n, 3)``: normal scores of the ranks of ``values`` ``(n,)``, whatever their scale, squared and cubed, too."""
+    from scipy.special import ndtri
+    from scipy.stats import rankdata
+
+    score = ndtri((rankdata(values) - 0.5) / len(values))
+    return np.stack([score, score**2, score**3], axis=1)
 
 
 def _auc_within(fold: NDArray[np.int64], label: NDArray[np.int64], logit: NDArray[np.float64]) -> float:

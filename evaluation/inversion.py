@@ -90,7 +90,7 @@ class _Law(NamedTuple):
     draws: NDArray[np.float64]  # (c, DRAWS), sorted
 
 
-@functools.lru_cache(maxsize=128)
+@functools.lru_cache(maxsize=32)  # 2 MB each
 def _law(name: str, m: int) -> _Law:
     # The same draws for all correlations, so that there is little left to smooth.
     x, noise = np.random.default_rng([0, m]).normal(size=(2, DRAWS, m))

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from evaluation.coefficients import COEFFICIENTS, Coefficient
-from evaluation.inversion import power
+from evaluation.inversion import backbones_needed, power
 from evaluation.relation import relation
 
 BACKBONES, CORRELATIONS = (6, 9, 13, 20, 30), (0.0, 0.5, 0.8, 0.9)
@@ -110,11 +110,21 @@ def verdicts(sets: int, permutations: int) -> None:
     print(flush=True)
 
 
+def needed(correlations: tuple[float, ...]) -> None:
+    print("Backbones that a true correlation needs, power 80 %.\n")
+    print(f"| correlation | {' | '.join(COEFFICIENTS)} |\n|---|{'---|' * len(COEFFICIENTS)}")
+    for correlation in correlations:
+        counts = (str(backbones_needed(correlation, name=name)) for name in COEFFICIENTS)
+        print(f"| {correlation:g} | {' | '.join(counts)} |")
+    print(flush=True)
+
+
 def main(tiny: bool) -> None:
     print("### Intervals over backbones\n")
     coverage(10 if tiny else 1000)
     print("### Verdicts over backbones\n")
     verdicts(5 if tiny else 500, 99 if tiny else 499)
+    needed((0.8,) if tiny else (0.9, 0.8, 0.74, 0.6, 0.5))
 
 
 if __name__ == "__main__":
