@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from evaluation.claims import Claim, Conclusion
 from evaluation.comparison import Difference, compared
+from evaluation.confounds import ALL_TOGETHER
+from evaluation.inversion import MOST, backbones_needed, correlation_of
 from evaluation.prediction import Predictor
-from evaluation.relation import Relation, backbones_needed
+from evaluation.relation import Relation
 from evaluation.results import BackboneResult, Report, by_headline, pretty
 from evaluation.score import Score
 from evaluation.tables import NO_RESULT, Cell, Table, name_cell, p_text, score_cell
+from evaluation.treatments import TREATMENTS
+
+DEFAULT_TREATMENT = next(iter(TREATMENTS))
 
 
 def difference_table(report: Report, data: str) -> Table:
@@ -63,6 +69,48 @@ def method_table(report: Report, data: str) -> Table:
 def treatment_table(report: Report, data: str) -> Table:
     """Headline score after each treatment of the features."""
     return _named_table(report, data, lambda panel: panel.by_treatment)
+
+
+def treatment_moves(report: Report) -> Table:
+    """How far each treatment moves the headline score from that of the default, over the pairs of a backbone (controls
+    left out) and a data set that have both; no rows where no panel has been measured.
+
+    A row for each treatment: pairs, mean of the score, mean move, mean size of a move, and the largest with its pair.
+    """
+    moved: dict[str, list[tuple[float, float, str]]] = {}
+    for backbone in report.backbones:
+        for data, panel in {} if backbone.is_control else backbone.panels.items():
+            values = {name: score.value for name, score in panel.by_treatment.items() if math.isfinite(score.value)}
+            for name, value in values.items() if DEFAULT_TREATMENT in values else ():
+                moved.setdefault(name, []).append(
+                    (value, value - values[DEFAULT_TREATMENT], f"{backbone.name} on {data}")
+                )
+    columns = [
+        ("Treatment", ""),
+        ("Pairs", "backbone, data set"),
+        ("Mean", ""),
+        ("Mean move", f"from {DEFAULT_TREATMENT}"),
+    ]
+    columns += [("Mean size of a move", ""), ("Largest move", "")]
+    rows = [_moves_row(name, found) for name, found in moved.items()]
+    return Table("", columns, rows, [False] * len(rows))
+
+
+def _moves_row(name: str, found: Sequence[tuple[float, float, str]]) -> list[Cell]:
+    mean = fmean(value for value, _, _ in found)
+    cells = [Cell(pretty(name), name), Cell(str(len(found)), len(found)), Cell(f"{mean:.3f}", mean)]
+    if name == DEFAULT_TREATMENT:
+        return [*cells, *[Cell(NO_RESULT, "")] * 3]
+    move, size = fmean(each for _, each, _ in found), fmean(abs(each) for _, each, _ in found)
+    _, largest, pair = max(found, key=lambda each: abs(each[1]))
+    return [*cells, Cell(f"{move:+.3f}", move), Cell(f"{size:.3f}", size), Cell(f"{largest:+.3f}", largest, "", pair)]
+
+
+def nuisance_names(report: Report, data: str) -> list[str]:
+    """What came along with the label and varied, as the panels on ``data`` have it; not the row of all together."""
+    panels = [backbone.panels[data] for backbone in report.backbones if data in backbone.panels]
+    names = dict.fromkeys(each.name for panel in panels for each in panel.confounds)
+    return [name for name in names if name != ALL_TOGETHER]
 
 
 def confound_table(report: Report, data: str) -> Table:
@@ -186,18 +234,27 @@ def relation_note(report: Report, outcome: str) -> str:
     if highs:
         parts.append(
             f"With {most} backbones, chance alone reaches a weighted tau of {highs[len(highs) // 2]:.2f} once in "
-            f"twenty; a true correlation of 0.5 would need {backbones_needed(0.5)} backbones to show."
+            f"twenty; a true correlation of 0.5 would need {_needed(0.5)} backbones to be supported (power 80 %)."
         )
-    rho = next((each.relations[1].score.value for each in rows if each.is_declared), math.nan)
-    if 0 < abs(rho) < 1:
-        needed = backbones_needed(rho)
-        parts.append(f"The headline's own rank correlation of {rho:.2f} would need {needed:,} (power 80 %).")
+    tau = next((each.relations[0].score for each in rows if each.is_declared), None)
+    if tau and 0 < abs(tau.value) < 1:
+        rho = round(correlation_of("weighted_kendall", tau.n, tau.value), 2)
+        parts.append(
+            f"The headline's own weighted tau of {tau.value:.2f}, the mean of benchmarks with a true correlation of "
+            f"{rho:.2f}, would need {_needed(rho)}."
+        )
     if outcome in report.prediction.ceilings:
         ceiling = report.prediction.ceilings[outcome]
         parts.append(f"The noise of seeds allows a perfect predictor a weighted tau of {ceiling:.2f}.")
     if missing := report.prediction.missing_baselines[outcome]:
         parts.append(f"Baselines that are missing: {', '.join(missing)}.")
     return " ".join(parts)
+
+
+def _needed(correlation: float) -> str:
+    if not 0 < abs(correlation) < 1:
+        return "no number of them" if correlation == 0 else "hardly any"
+    return str(backbones_needed(correlation) or f"more than {MOST}")
 
 
 def _predictors(report: Report) -> Sequence[Predictor]:

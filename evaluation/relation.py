@@ -9,17 +9,16 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from evaluation.coefficients import COEFFICIENTS
+from evaluation.inversion import interval
 from evaluation.score import Score
-
-Coefficient = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
-"""Two sides of (..., m), which broadcast, to (...)."""
 
 LEAST = 4  # backbones; with fewer, no order is rarer than once in twenty
 
@@ -36,50 +35,6 @@ class Relation:
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "score": self.score.to_dict()}
-
-
-def weighted_kendall(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kendall's tau that weighs exchanges among the best most (Vigna, WWW 2015), as scipy's ``weightedtau``.
-
-    ``x`` and ``y`` are ``(..., m)`` and broadcast. The pair i, j weighs ``1/(rank i) + 1/(rank j)``; mean of the taus
-    with the ranks (from the highest) by x and by y, the other breaking ties. NaN for a constant side.
-    """
-    x, y = np.broadcast_arrays(x, y)
-    i, j = np.triu_indices(x.shape[-1], 1)
-    signs_x, signs_y = (np.sign(side[..., i] - side[..., j]) for side in (x, y))
-    products = (signs_x * signs_y, signs_x * signs_x, signs_y * signs_y)
-
-    def tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-        inverse_rank = 1 / (1 + np.argsort(np.lexsort((-second, -first), axis=-1), axis=-1))
-        weight = inverse_rank[..., i] + inverse_rank[..., j]
-        both, xx, yy = (np.einsum("...p,...p->...", product, weight) for product in products)
-        return _ratio(both, np.sqrt(xx * yy))
-
-    return (tau(x, y) + tau(y, x)) / 2
-
-
-def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Spearman's rank correlation; shapes as in :func:`weighted_kendall`."""
-    from scipy.stats import rankdata
-
-    return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
-
-
-def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pearson's r; shapes as in :func:`weighted_kendall`. NaN where a side is constant."""
-    x, y = (side - side.mean(axis=-1, keepdims=True) for side in (x, y))
-    return _ratio(np.sum(x * y, axis=-1), np.sqrt(np.sum(x * x, axis=-1) * np.sum(y * y, axis=-1)))
-
-
-def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)
-
-
-COEFFICIENTS: Mapping[str, Coefficient] = {
-    "weighted_kendall": weighted_kendall,
-    "spearman": spearman,
-    "pearson": pearson,
-}
 
 
 def relation(
@@ -123,8 +78,9 @@ def _relation(
     if not math.isfinite(value):
         score = Score(name, math.nan, math.nan, math.nan, True, m, f"{how}: undefined, one side is constant")
         return Relation(score, math.nan, math.nan, "undecided")
-    how += "; 95 % jackknife interval on Fisher's z, backbones left out in turn, at least that of normal data"
-    score = Score(name, value, *_interval(coefficient, x, y, value), True, m, how)
+    how += "; 95 % interval over backbones: correlations of normal data under which this is no surprise"
+    how += ", and a jackknife" * (name == "pearson")
+    score = Score(name, value, *_interval(name, x, y, value), True, m, how)
     sides = ((np.sort(side) if name == "pearson" else _sorted_ranks(side)).tolist() for side in (x, y))
     null = _null(name, *map(tuple, sides), permutations, seed)
     above = int(np.sum(null >= value - 1e-12))
@@ -156,40 +112,22 @@ def _sorted_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sort(rankdata(values))
 
 
-def _interval(
-    coefficient: Coefficient, x: NDArray[np.float64], y: NDArray[np.float64], value: float
-) -> tuple[float, float]:
-    """Delete-one jackknife on Fisher's z with Student's quantile, and at least as wide as normal theory has it.
+def _interval(name: str, x: NDArray[np.float64], y: NDArray[np.float64], value: float) -> tuple[float, float]:
+    """That of normal data; for Pearson's r, which outliers move far more than ranks, the wider of it and a jackknife.
 
-    A perfect order has an infinite z, and all its leave-one-outs are perfect: neither says how sure it is. So a perfect
-    coefficient enters as that of the nearest imperfect order, and z varies by at least 1/(m − 3): Pearson's variance in
-    normal data (Fisher 1921), within 6 % Spearman's (Fieller, Hartley and Pearson, Biometrika 44, 1957), and at least
-    the weighted tau's from eight backbones on (simulated). No order of four excludes zero, and a perfect one of five
-    does, as in the exact two-sided test (2/4! and 2/5!).
+    The jackknife leaves out one backbone at a time, on Fisher's z with Student's quantile.
     """
-    from scipy.special import ndtri, stdtrit
+    low, high = interval(name, len(x), value)
+    if name == "pearson":
+        from scipy.special import stdtrit
 
-    m = len(x)
-    kept = np.array([np.delete(np.arange(m), i) for i in range(m)])
-    left_out = coefficient(x[kept], y[kept])
-    if not np.isfinite(left_out).all():
-        return math.nan, math.nan
-    z = np.array([_fisher_z(coefficient, x[k], y[k], v) for k, v in zip(kept, left_out, strict=True)])
-    centre = _fisher_z(coefficient, x, y, value)
-    jackknife = math.sqrt((m - 1) / m * np.sum((z - z.mean()) ** 2))
-    width = max(stdtrit(m - 1, 0.975) * jackknife, ndtri(0.975) / math.sqrt(m - 3))
-    return min(value, math.tanh(centre - width)), max(value, math.tanh(centre + width))
-
-
-def _fisher_z(coefficient: Coefficient, x: NDArray[np.float64], y: NDArray[np.float64], value: float) -> float:
-    """atanh of the coefficient; of a perfect one, that after the exchange of two neighbours which changes it least."""
-    if abs(value) < 1 - 1e-12:
-        return math.atanh(value)
-    order, exchanged = np.argsort(x), np.tile(x, (len(x) - 1, 1))
-    for row, pair in zip(exchanged, itertools.pairwise(order), strict=True):
-        row[list(pair)] = row[list(pair[::-1])]
-    others = np.sign(value) * coefficient(exchanged, y)
-    return math.copysign(1, value) * math.atanh(others[others < 1 - 1e-12].max())
+        kept = np.array([np.delete(np.arange(len(x)), i) for i in range(len(x))])
+        left_out = COEFFICIENTS[name](x[kept], y[kept])
+        if np.max(np.abs([value, *left_out])) < 1 - 1e-12:  # a line, which has no finite z, is left to normal data
+            z, spread = math.atanh(value), np.arctanh(left_out)
+            width = stdtrit(len(x) - 1, 0.975) * math.sqrt((len(x) - 1) * spread.var())
+            low, high = min(low, math.tanh(z - width)), max(high, math.tanh(z + width))
+    return low, high
 
 
 def _drawn_means(seeds: Sequence[NDArray[np.float64]], seed: int, draws: int = 999) -> NDArray[np.float64]:
@@ -280,39 +218,28 @@ def claim(name: str, a: ArrayLike, b: ArrayLike) -> tuple[Score, str]:
     return score, verdict(score)
 
 
-def backbones_needed(correlation: float, power: float = 0.8) -> int:
-    """How many backbones show a true correlation as different from zero (two-sided 5 %) with the given power.
-
-    Fisher's z: ``((z_{.975} + z_power) / atanh r)² + 3``.
-    """
-    from scipy.special import ndtri
-
-    if not 0 < abs(correlation) < 1:
-        raise ValueError(f"correlation must lie between 0 and 1, exclusive, got {correlation}")
-    return math.ceil(((ndtri(0.975) + ndtri(power)) / math.atanh(abs(correlation))) ** 2 + 3)
-
-
 def backbones_per_side(a: ArrayLike, b: ArrayLike, power: float = 0.8) -> int | None:
-    """How many backbones on each side would show the observed difference of means (two-sided 5 %).
+    """How many backbones on each side would show the observed difference of means by Welch's interval, as of
+    :func:`claim`, with the given power.
 
-    The least n of at least ``2 (s (t_.975 + t_power) / (mean a - mean b))²``, with the pooled standard deviation s and
-    Student's quantiles at 2 n - 2 degrees of freedom: normal ones would call two backbones enough where two have just
-    failed to show it. None where that is undefined or beyond a thousand.
+    The variances are the observed ones of either side, the degrees of freedom those of Welch and Satterthwaite,
+    ``(n - 1) (va + vb)² / (va² + vb²)`` for n on each side, and the power that of the noncentral t distribution. Where
+    :func:`claim` is undecided, the answer is above what the smaller side has. None for a side of fewer than two, for no
+    difference, no variance, or more than a thousand.
     """
-    from scipy.special import stdtrit
+    from scipy.special import nctdtr, stdtrit
 
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    freedom = len(a) + len(b) - 2
-    if min(len(a), len(b)) == 0 or freedom < 1:
+    least = min(len(a), len(b))
+    if least < 2:
         return None
-    variance = (np.sum((a - a.mean()) ** 2) + np.sum((b - b.mean()) ** 2)) / freedom
-    difference = a.mean() - b.mean()
-    if variance == 0 or difference == 0:
+    va, vb, difference = a.var(ddof=1), b.var(ddof=1), abs(a.mean() - b.mean())
+    if va + vb == 0 or difference == 0:
         return None
-    n = np.arange(2, 1001)
-    quantiles = stdtrit(2 * n - 2, 0.975) + stdtrit(2 * n - 2, power)
-    enough = n >= 2 * variance * (quantiles / difference) ** 2
-    return int(n[enough.argmax()]) if enough.any() else None
+    n = np.arange(least + 1 if claim("", a, b)[1] == "undecided" else 2, 1001)
+    freedom = (n - 1) * (va + vb) ** 2 / (va**2 + vb**2)
+    shown = 1 - nctdtr(freedom, difference / np.sqrt((va + vb) / n), stdtrit(freedom, 0.975))
+    return int(n[(shown >= power).argmax()]) if (shown >= power).any() else None
 
 
 def _student(freedom: float) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evaluation import detail_tables, page_tables, tables
+from evaluation.confounds import ALL_TOGETHER
 from evaluation.page_tables import Doses
 from evaluation.results import Report, detection_names, metric_names, separability_names
 from evaluation.tables import Table, markdown
@@ -61,6 +62,7 @@ def _parts(report: Report, page: Page) -> Iterator[str]:
     yield from _table("Backbones and licences of their weights", tables.backbone_table(report))
     for data in separability_names(report.backbones):
         yield from _separability(report, data)
+    yield from _treatments(report)
     yield from _images(page, "layers-on-")
     yield from _doses(report, page.doses)
     yield from _detection(report, page)
@@ -120,17 +122,29 @@ def _separability(report: Report, data: str) -> Iterator[str]:
 def _confounds(report: Report, data: str) -> Iterator[str]:
     """The last row of each backbone, all nuisances at once; the others folded."""
     full = detail_tables.confound_table(report, data)
-    last = [i for i, row in enumerate(full.rows) if row[1].text == "all of them"]
+    last = [i for i, row in enumerate(full.rows) if row[1].text == ALL_TOGETHER]
     if last:
         kept = [0, 2, 4, 5, 6]  # without the name of the nuisance and the score that "all of them" do not have
         rows = [[full.rows[i][column] for column in kept] for i in last]
         yield f"### Is it the label, or what comes along with it? On {data}"
+        names = detail_tables.nuisance_names(report, data)
         yield (
-            "Brightness, sharpness, compression, resolution and source together: how well they tell the label by "
-            "themselves, and what is left of the label in the features without them."
+            f"What varied here, together ({', '.join(names)}): how well it tells the label by itself, and what is left "
+            "of the label in the features without it."
         )
         yield markdown(Table("", [full.columns[column] for column in kept], rows, [full.controls[i] for i in last]))
     yield from _table("Each of what comes along with the label", full)
+
+
+def _treatments(report: Report) -> Iterator[str]:
+    table = detail_tables.treatment_moves(report)
+    if table.rows:
+        yield "## Does the treatment of the features matter?"
+        yield (
+            "The headline score after each treatment, over all backbones but controls and all data sets: how far it "
+            "moves from that of the default, by itself (with its sign) and in size."
+        )
+        yield markdown(table)
 
 
 def _doses(report: Report, doses: Doses) -> Iterator[str]:
@@ -182,6 +196,11 @@ def _relation(report: Report, page: Page) -> Iterator[str]:
     if claims.rows:
         yield "### Three claims of the literature"
         yield markdown(claims)
+        yield (
+            "Closest, and winning, is who is above the best other family and every other that has two backbones. That "
+            "a family overfits more is asked of one gap alone, in which a stronger model may be blamed for being "
+            "stronger: `docs/OVERFITTING.md` compares at equal validation AUC."
+        )
         yield from _table("Means of the pretext families", detail_tables.family_table(report))
 
 

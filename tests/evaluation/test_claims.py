@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -65,10 +66,47 @@ def test_claims_of_a_benchmark(benchmark):
     assert verdicts["Face recognition is closest"].words == (
         "0 of 2 measures support it; needs at least two backbones of face-recognition"
     )
-    # AUC on test is .68 + level and on the unseen set .55 + level / 2, so that both intervals are above zero.
-    assert verdicts["Self-supervised wins after fine-tuning"].verdict == "supported"
+    # The mean of the levels is .187, and the only language-supervised backbone has .18.
+    wins = [each for each in found if each.text == "Self-supervised wins after fine-tuning"]
+    assert {each.score.name for each in wins} == {"self-supervised minus the best other family (language-supervised)"}
+    assert wins[0].score.value == pytest.approx(0.56 / 3 - 0.18)
+    assert verdicts["Self-supervised wins after fine-tuning"].words == (
+        "0 of 2 measures support it; needs at least two backbones of language-supervised"
+    )
     # The gap is .28 - level: smaller for self-supervised ones.
-    assert verdicts["… and overfits more"].verdict == "not supported"
+    assert verdicts["… and overfits more, by the gap train − validation alone"].verdict == "not supported"
+
+
+def of_family(benchmark, **values):
+    """Backbones with these headlines on the training set, family → values."""
+    made = benchmark(9).backbones[0]
+    return [
+        dataclasses.replace(made, name=f"{family} {i}", family=family, separability={"train": [score(value)]}, runs=[])
+        for family, found in values.items()
+        for i, value in enumerate(found)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("others", "verdict", "rival"),
+    [
+        # Above the mean of all others, .62, and below the family that is best.
+        ({"expression": [0.79, 0.80, 0.81], "segmentation": [0.5, 0.52, 0.51], "clip": [0.54, 0.55]}, "undecided",
+         "expression"),
+        ({"expression": [0.90, 0.91, 0.92], "segmentation": [0.5, 0.52, 0.51]}, "not supported", "expression"),
+        ({"expression": [0.60, 0.61, 0.62], "segmentation": [0.5, 0.52, 0.51]}, "supported", "expression"),
+        # Not the best, but so spread that nothing can be said of it.
+        ({"expression": [0.60, 0.61, 0.62], "segmentation": [0.3, 0.5, 0.9]}, "undecided", "expression"),
+        ({"expression": [0.60, 0.61, 0.62], "segmentation": [0.5]}, "supported", "expression"),
+    ],
+)  # fmt: skip
+def test_to_be_closest_is_to_be_above_every_other_family(benchmark, others, verdict, rival):
+    backbones = of_family(benchmark, **{"face-recognition": [0.78, 0.80, 0.79]}, **others)
+    found = next(each for each in claims(backbones, []) if each.text == "Face recognition is closest")
+    assert (found.verdict, found.score.name) == (verdict, f"face-recognition minus the best other family ({rival})")
+    if verdict == "undecided":
+        assert found.remedy.startswith("needs ")
+        assert found.needed is None or found.needed > 3
 
 
 def test_a_family_that_is_absent(benchmark):

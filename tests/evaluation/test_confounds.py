@@ -1,14 +1,17 @@
+import itertools
 import json
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from evaluation.checks import components
-from evaluation.confounds import Confound, confounds, residuals, verdict
+from evaluation.confounds import Confound, confounds, residuals, smooth, verdict
 from evaluation.distances import normalised
+from evaluation.matching import strata_of
 from evaluation.neighbours import nearest_others
 from evaluation.score import Score
+from tests.benchmarks.truth_confounds import KINDS
+from tests.benchmarks.truth_confounds import verdict as confounded
 
 
 def faces(seed=0, n=400):
@@ -56,16 +59,64 @@ def test_a_source_that_carries_the_label_is_found_out():
     assert found.verdict == "without source the label no longer separates beyond chance"
 
 
-def test_matched_is_the_mean_over_strata_weighed_by_pairs():
+def test_matched_compares_pairs_without_their_own_votes():
     features, label, group, brightness, _ = faces(n=200)
     (found,) = confounds(features, label, group, {"brightness": brightness}, replicates=2)
-    space, component = normalised(features), components(group, 200)
-    share = label[nearest_others(space, label, component)].mean(axis=1)
-    strata = np.searchsorted(np.quantile(brightness, [0.2, 0.4, 0.6, 0.8]), brightness)
-    parts = [strata == s for s in range(5)]
-    pairs = [label[p].sum() * (1 - label[p]).sum() for p in parts]
-    aucs = [roc_auc_score(label[p], share[p]) for p in parts]
-    assert found.matched.value == pytest.approx(np.average(aucs, weights=pairs))
+    component = components(group, 200)
+    nearest, strata = nearest_others(normalised(features), label, component), strata_of(brightness, mixed=True)
+    won = []
+    for fake, real in itertools.product(np.flatnonzero(label == 1), np.flatnonzero(label == 0)):
+        if strata[fake] == strata[real]:
+            shares = [np.mean([label[i] for i in nearest[a] if i != b]) for a, b in ((fake, real), (real, fake))]
+            won.append((1 + np.sign(round(shares[0] - shares[1], 9))) / 2)
+    assert found.matched.value == pytest.approx(np.mean(won))
+    assert f"{len(won):,} pairs" in found.matched.how
+
+
+def test_matching_is_fair_where_samples_share_their_neighbours():
+    # Features are the nuisance itself: those alike in it have nearly the same neighbours, but for their own votes.
+    values = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        z, label = rng.normal(size=400), rng.integers(0, 2, 400)
+        values.append(confounds(z[:, None], label, np.arange(400), {"z": z}, replicates=2)[0].matched.value)
+    assert np.mean(values) == pytest.approx(0.5, abs=3 * np.std(values) / np.sqrt(20))
+
+
+def test_strata_are_narrow_and_do_not_mix_common_values():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=1000)
+    strata = strata_of(z, mixed=True)
+    assert np.bincount(strata).tolist() == [10] * 100
+    assert (np.diff(strata[np.argsort(z)]) >= 0).all()
+    quality = np.repeat([70.0, 75.0, 75.5, 80.0], [25, 3, 8, 30])  # the two rare ones are neighbours
+    strata = strata_of(quality, mixed=True)
+    values = [np.unique(quality[strata == s]).tolist() for s in range(strata.max() + 1)]
+    assert sorted(values) == [[70], [70], [75, 75.5], [80], [80], [80]]
+    source = np.repeat(["a", "b", "c"], [3, 12, 40])
+    strata = strata_of(source, mixed=False)
+    assert sorted(np.bincount(strata).tolist()) == [3, 10, 10, 10, 10, 12]
+    assert all(len(np.unique(source[strata == s])) == 1 for s in range(6))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_label_that_only_a_nuisance_tells_is_found_out_whatever_its_trace(kind):
+    found = [confounded(kind, 400, slope, 0.0, seed, replicates=60) for seed in range(4) for slope in (2, 6)]
+    assert found.count("no longer separates") >= 6
+    assert "still separates" not in found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_label_that_separates_beyond_the_nuisance_is_found(kind):
+    found = [confounded(kind, 400, 2, 0.6, seed, replicates=60) for seed in range(4)]
+    assert found.count("still separates") >= 3
+
+
+def test_all_nuisances_together_explain_what_each_alone_does_not():
+    found = [confounded("waves", 800, 2, 0.0, seed, nuisances=2, replicates=60) for seed in range(4)]
+    assert found.count("no longer separates") >= 3
+    found = [confounded("waves", 800, 2, 0.6, seed, nuisances=2, replicates=60) for seed in range(4)]
+    assert found.count("still separates") >= 3
 
 
 def test_undecided_is_a_verdict():
@@ -83,12 +134,22 @@ def test_a_label_of_its_own_stays():
     assert "still separates" in found.verdict
 
 
-def test_residuals_are_uncorrelated_with_the_nuisance_and_its_square():
-    features, *_, brightness, _ = faces()
-    z = brightness - brightness.mean()
-    left = residuals(features, np.stack([z, z**2], axis=1))
-    assert z @ left == pytest.approx(np.zeros(6), abs=1e-3)
-    assert z**2 @ left == pytest.approx(np.zeros(6), abs=1e-3)
+def test_residuals_hold_no_smooth_function_of_the_nuisance():
+    rng = np.random.default_rng(0)
+    z = rng.exponential(size=800)
+    functions = normalised(np.stack([z, z**3, np.sin(2 * z), np.abs(z - 1)], axis=1) / [1, 30, 1, 1])
+    left = residuals(functions + 0.1 * rng.normal(size=functions.shape), smooth(z))
+    assert np.abs(np.corrcoef(left.T, functions.T)[:4, 4:]).max() < 0.1
+    # The noise is left: 800 less 19 columns and a constant.
+    assert left.var(axis=0) == pytest.approx(np.full(4, 0.25), rel=0.15)
+
+
+def test_a_spline_has_fewer_columns_for_few_samples():
+    assert smooth(np.repeat([1.0, 2.0, 5.0], 9)).tolist() == np.repeat([[0, 0], [1, 0], [0, 1]], 9, axis=0).tolist()
+    z = np.random.default_rng(0).exponential(size=800)
+    # 12 knots and six more in the tails, cubic, less the constant; shared by ten nuisances 2 knots, none in the tails.
+    assert smooth(z).shape == (800, 12 + 6 + 1)
+    assert smooth(z, 10).shape == (800, 2 + 1)
 
 
 def test_names_without_meaning_tell_nothing_of_the_label():

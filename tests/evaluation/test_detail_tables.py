@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -11,8 +12,11 @@ from evaluation.detail_tables import (
     relation_outcomes,
     relation_table,
     transferability_table,
+    treatment_moves,
     treatment_table,
 )
+from evaluation.inversion import backbones_needed
+from evaluation.score import Score
 from evaluation.tables import headline_table, separability_table
 
 
@@ -66,6 +70,35 @@ def test_named_tables_show_every_column(benchmark):
     assert texts(transferability_table(report, "train"))[0][1:] == ["-0.790", "0.210"]
 
 
+def test_moves_of_treatments_by_hand(benchmark):
+    """Headlines of centred and whitened: .6 and .7 on one set, .5 and .46 on the other, of one backbone of two."""
+
+    def measured(backbone, **sets):
+        panels = {
+            data: dataclasses.replace(
+                backbone.panels["train"],
+                by_treatment={
+                    name: Score("knn_auc", value, value, value, True, 9, "")
+                    for name, value in zip(("centred", "whitened"), values, strict=True)
+                },
+            )
+            for data, values in sets.items()
+        }
+        return dataclasses.replace(backbone, panels=panels)
+
+    report = benchmark()
+    one, other, *_, control = report.backbones
+    found = [measured(one, train=(0.6, 0.7), web=(0.5, 0.46)), measured(other, train=(0.7, math.nan))]
+    table = treatment_moves(dataclasses.replace(report, backbones=[*found, measured(control, train=(0.5, 0.9))]))
+    # Three pairs are centred, two of them whitened: +.1 and -.04; the control counts for nothing.
+    assert texts(table) == [
+        ["centred", "3", "0.600", "–", "–", "–"],
+        ["whitened", "2", "0.580", "+0.030", "0.070", "+0.100"],
+    ]
+    assert table.rows[1][5].seeds == f"{one.name} on train"
+    assert treatment_moves(dataclasses.replace(report, backbones=[])).rows == []
+
+
 def test_relation_has_a_row_per_score_and_italic_baselines(benchmark):
     report = benchmark(9, seeds=(0, 1))
     assert relation_outcomes(report) == ["test", "resample"]
@@ -78,6 +111,7 @@ def test_relation_has_a_row_per_score_and_italic_baselines(benchmark):
     assert texts(table)[0][2] == "1.000"  # the AUC on test is 0.68 + level, the score 0.5 + level
     assert texts(table)[-2][2] == "–"
     note = relation_note(report, "test")
+    assert f"a true correlation of 0.5 would need {backbones_needed(0.5)} backbones to be supported" in note
     assert "With 8 backbones, chance alone reaches a weighted tau of" in note
     assert (
         "kNN AUC on train was declared before looking and is tested by itself; the 6 other scores are corrected" in note
@@ -93,16 +127,22 @@ def test_relation_has_a_row_per_score_and_italic_baselines(benchmark):
 def test_claims_have_verdicts_and_families_means(benchmark):
     claims = claim_table(benchmark(9))
     by_claim = {(row[0].text, row[1].text): row for row in claims.rows}
-    row = by_claim["Face recognition is closest", "separability on train: face-recognition minus all others"]
+    best = "minus the best other family"
+    row = by_claim["Face recognition is closest", f"separability on train: face-recognition {best} (self-supervised)"]
     assert (row[2].text, row[4].interval) == ("undecided", "one backbone on a side")
     assert row[3].text == "needs at least two backbones of face-recognition"
     together = by_claim["Self-supervised wins after fine-tuning", "all measures together"]
-    assert (together[2].text, together[3].text) == ("supported", "2 of 2 measures support it")
+    assert together[3].text == "0 of 2 measures support it; needs at least two backbones of language-supervised"
     ours = by_claim[
-        "Self-supervised wins after fine-tuning", "fine-tuned AUC on test: self-supervised minus all others"
+        "Self-supervised wins after fine-tuning",
+        f"fine-tuned AUC on test: self-supervised {best} (language-supervised)",
     ]
-    # levels .21, .16, .19 against .12, .08, .18, .10, .05: 0.1867 - 0.106
-    assert (ours[2].text, ours[4].text) == ("supported", "+0.081")
+    # levels .21, .16, .19 against .18: 0.1867 - 0.18
+    assert (ours[2].text, ours[4].text) == ("undecided", "+0.007")
+    gap = "… and overfits more, by the gap train − validation alone"
+    ours = by_claim[gap, "AUC gap train − validation: self-supervised minus all others"]
+    # .28 less the level, against .12, .08, .18, .10, .05: 0.106 - 0.1867
+    assert (ours[2].text, ours[4].text) == ("not supported", "-0.081")
     family = {row[0].text: row for row in family_table(benchmark(9)).rows}["self-supervised"]
     assert (family[1].text, family[1].seeds) == ("0.687", "3 backbones")
 

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from evaluation.coefficients import weighted_kendall
 from evaluation.prediction import Predictor, predict
-from evaluation.relation import Relation, backbones_per_side, weighted_kendall
+from evaluation.relation import Relation
 from evaluation.score import Score
 
 
@@ -94,13 +95,6 @@ def test_weighted_tau_of_many_at_once():
     x, y = rng.normal(size=(5, 7)).round(1), rng.normal(size=7).round(1)
     assert weighted_kendall(x, y) == pytest.approx([float(weighted_kendall(row, y)) for row in x])
     assert np.isnan(weighted_kendall(np.ones(7), y))
-
-
-def test_backbones_per_side_by_hand():
-    # Pooled variance 1, difference 1: 2 (2.0423 + 0.8538)² = 16.8 for n = 16, and 2 (2.0369 + 0.8530)² = 16.7 for 17.
-    assert backbones_per_side([1, 2, 3], [0, 1, 2]) == 17
-    assert backbones_per_side([1, 2], [1, 2]) is None  # no difference to show
-    assert backbones_per_side([1], [2]) is None  # no spread to go by
 
 
 def test_a_verdict_outlasts_the_correction():
