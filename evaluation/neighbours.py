@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -84,29 +81,18 @@ class OtherGroupNeighbours:
 
 
 def neighbour_score(
-    nearest: NDArray[np.int64],
-    label: NDArray[np.int64],
-    component: NDArray[np.int64],
-    replicates: int,
-    seed: int,
-    strata: NDArray[np.int64] | None = None,
+    nearest: NDArray[np.int64], label: NDArray[np.int64], component: NDArray[np.int64], replicates: int, seed: int
 ) -> Sampled:
-    """``knn_auc_kK``: AUC of the share of fakes among the neighbours ``(n, k)``.
-
-    With ``strata`` ``(n,)`` only samples of the same stratum are compared: the mean of their AUC, weighed by their
-    pairs of a real and a fake sample.
-    """
+    """``knn_auc_kK``: AUC of the share of fakes among the neighbours ``(n, k)``."""
     k, share = nearest.shape[1], label[nearest].mean(axis=1)
-    auc = weighted_auc if strata is None else functools.partial(_stratified_auc, strata)
-    value = float(auc(label, share, np.ones((1, len(share))))[0])
-    draws = bootstrap(_statistic(nearest, label, auc), component, replicates, seed)
+    value = float(weighted_auc(label, share, np.ones((1, len(share))))[0])
+    draws = bootstrap(_statistic(nearest, label), component, replicates, seed)
     how = f"AUC of the share of fakes among the {k} nearest neighbours (Euclidean) from other groups"
-    how += "" if strata is None else ", of samples of the same stratum"
     how += "; {interval}, in which neighbours are held fixed and vote as often as they are drawn"
     return sampled(f"knn_auc_k{k}", value, draws, n=len(share), how=how, bounds=(0, 1))
 
 
-def _statistic(nearest: NDArray[np.int64], label: NDArray[np.int64], auc: Callable[..., NDArray]) -> Statistic:
+def _statistic(nearest: NDArray[np.int64], label: NDArray[np.int64]) -> Statistic:
     """AUC in a resample: both the samples that are asked and the neighbours that vote carry their multiplicity.
 
     With fixed votes, intervals miss the truth two to four times as often as they should: neighbours are a training
@@ -121,20 +107,10 @@ def _statistic(nearest: NDArray[np.int64], label: NDArray[np.int64], auc: Callab
         drawn = weights.T.astype(np.float32)
         votes = voters @ drawn
         shares = np.where(votes > 0, (voters @ (drawn * label[:, None])) / np.maximum(votes, 1), 0.5)
-        return np.array([auc(label, share, row[None])[0] for share, row in zip(shares.T, weights, strict=True)])
+        rows = zip(shares.T, weights, strict=True)
+        return np.array([weighted_auc(label, share, row[None])[0] for share, row in rows])
 
     return statistic
-
-
-def _stratified_auc(strata: NDArray[np.int64], label: NDArray, share: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-    for stratum in np.unique(strata):
-        inside = strata == stratum
-        found = weighted_auc(label[inside], share[inside], weights[:, inside])
-        mass = (weights[:, inside] @ label[inside]) * (weights[:, inside] @ (1 - label[inside]))
-        won += np.where(mass > 0, found, 0) * mass
-        pairs += mass
-    return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
 def nearest_others(

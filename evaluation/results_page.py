@@ -152,9 +152,10 @@ def _doses(report: Report, doses: Doses) -> Iterator[str]:
         return
     yield "## How strong must a forgery be to be told?"
     yield (
-        "Controlled forgeries of the same faces at rising severity: the least severity from which on every 95 % "
-        "interval lies beyond chance, and the slope, paired over severities. At severity 0 nothing is forged: the "
-        "score must lie within chance there. Not corrected for the number of rows."
+        "Controlled forgeries of the same faces at rising severity: the least severity from which on the rise over "
+        "severity 0 has a 95 % interval above zero, with the range of it over resamples of the faces, and the slope, "
+        "paired over severities. At severity 0 nothing is forged: the score must lie within chance there. Not "
+        "corrected for the number of rows."
     )
     yield markdown(page_tables.dose_table(report, doses))
     yield from _table("All scores: least severity told and slope", page_tables.full_dose_table(report, doses))
