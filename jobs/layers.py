@@ -16,7 +16,7 @@ from evaluation.score import Score
 from jobs.experiment import Backbone, Experiment
 from trainer.card import get_card
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the same features would give other scores than an earlier version wrote."""
 
 
