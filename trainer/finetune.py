@@ -13,14 +13,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and sys.path[0] == str(Path(__file__).parent):
     del sys.path[0]  # run as a file: our modules are trainer.config and so on, never top-level "config"
 
 from data_shards.command import InputError, run
-from data_shards.manifest import ShardSet
 from trainer.config import FinetuneConfig
 from trainer.startup import Startup
+
+if TYPE_CHECKING:
+    from data_shards.manifest import ShardSet
 
 STOPPED = 85
 """Exit status of a run that was asked to stop and has saved its state."""
@@ -29,7 +32,7 @@ RANK_ZERO_FIRST = 5
 second or more often."""
 
 
-def finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] = ShardSet.open) -> None:
+def finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] | None = None) -> None:
     """Parse (done), build, run, close. ``open_shards``: see trainer.loop.fit."""
     directory = config.directory
     if (directory / "result.json").is_file():
@@ -48,7 +51,7 @@ def finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] = S
         raise
 
 
-def _finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet]) -> None:
+def _finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] | None) -> None:
     startup = Startup()
     startup.mark("Python and config")
     import timm  # noqa: F401  (needed later in any case; here its time counts as an import)

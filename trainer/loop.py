@@ -55,7 +55,7 @@ def fit(
     report: Report | None = None,
     startup: Startup | None = None,
     features: HeadFeatures | None = None,
-    open_shards: Callable[[Path], ShardSet] = ShardSet.open,
+    open_shards: Callable[[Path], ShardSet] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, or on from where the run directory stands, and return the result (also in result.json; at once
     if it is there). All processes call it.
@@ -70,7 +70,7 @@ def fit(
     if done is not None:
         return done
     # The user's mistakes show while the parts are built, before there is any file.
-    run = _Fit(config, accelerator, directory, report, startup or Startup(), features, open_shards)
+    run = _Fit(config, accelerator, directory, report, startup or Startup(), features, open_shards or ShardSet.open)
     on_rank_zero(accelerator, directory.claim)
     try:
         return run.run()

@@ -104,7 +104,9 @@ def one_or_two_fakes(seed):
 def test_values_are_those_of_the_panel_and_a_signal_is_found(paired):
     found = {null.name: null for null in separability_null(*faces(0, 1.0, paired=paired), permutations=199)}
     panel = {score.name: score.value for score in separability(*faces(0, 1.0, paired=paired), replicates=2)}
-    assert set(found) == {name for name in panel if name.startswith(("knn", "kmeans", "silhouette", "energy", "mmd2"))}
+    assert set(found) == {
+        name for name in panel if name.startswith(("knn_auc", "kmeans", "silhouette", "energy", "mmd2"))
+    }
     for name, null in found.items():
         assert null.value == pytest.approx(panel[name], abs=1e-6)
         assert null.mean < null.high

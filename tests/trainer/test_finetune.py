@@ -130,7 +130,7 @@ def test_mistakes_found_on_the_way_leave_one_line_and_nothing_half_written(toy_c
 def test_a_mistake_of_one_process_alone_is_told_after_rank_zero_had_its_turn(toy_config, monkeypatch):
     """A file that another machine lacks: rank 0 has nothing to say, and waits."""
 
-    def fail(config):
+    def fail(*_):
         raise InputError("there is no such file here")
 
     waited = []
