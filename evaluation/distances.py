@@ -59,8 +59,8 @@ def pass_over_pairs(
     """Give each taker all tiles of centred ``features`` ``(n, d)``, in order. Takers must not change a tile.
 
     On a CPU with several cores they work beside each other and beside the computation of the next tile, on a thread
-    each. BLAS gets the cores that are left: its own threads would spin while a single one does the rest, which is most
-    of the work. Results are the same to the bit.
+    each, as far as there are cores. BLAS gets the cores that are left: its own threads would spin while a single one
+    does the rest, which is most of the work. Results are the same to the bit.
     """
     found = tiles(features, component, compute)
     cores = _blas_threads() if compute.device == "cpu" else 1
@@ -72,7 +72,7 @@ def pass_over_pairs(
     from threadpoolctl import threadpool_limits
 
     workers = 1 + len(takers)
-    with threadpool_limits(max(1, cores // workers), "blas"), ThreadPoolExecutor(workers) as pool:
+    with threadpool_limits(max(1, cores // workers), "blas"), ThreadPoolExecutor(min(workers, cores)) as pool:
         tile = next(found, None)
         while tile is not None:
             following = pool.submit(next, found, None)
