@@ -6,7 +6,7 @@ from scipy.spatial.distance import cdist
 from sklearn import metrics
 
 from evaluation import bootstrap
-from evaluation.arrays import Compute, Torch
+from evaluation.arrays import Compute
 from evaluation.checks import components
 from evaluation.discrepancy import (
     energy_distance,
@@ -19,14 +19,7 @@ from evaluation.discrepancy import (
 from evaluation.distances import normalised, tiles
 from evaluation.geometry import centroid_scores
 from evaluation.pairs import PairSums, Resamples
-
-
-class OnTorch(Compute):
-    """What a GPU runs, on the CPU."""
-
-    @property
-    def arrays(self):
-        return Torch("cpu")
+from tests.evaluation.samples import OnTorch
 
 
 def sample(seed=0, n=200, d=6, groups=70, shift=0.5):
