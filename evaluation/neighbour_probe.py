@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.arrays import Array, Compute
-from evaluation.bootstrap import Sampled, Statistic, bootstrap, sampled
+from evaluation.bootstrap import Sampled, bootstrap, sampled
 from evaluation.detection import weighted_auc
-from evaluation.neighbours import tie_keys
+from evaluation.neighbours import tie_keys, vote_statistic
 from evaluation.probes import FOLDS, every_fit_has_both_classes, folds
 from evaluation.score import Score
 
@@ -53,7 +53,7 @@ def knn_probe_auc(
         nearest[held_out, :k] = found[held_out, :k]
         chosen.append(k)
     auc = float(weighted_auc(label, _shares(nearest, label)[:, -1], np.ones((1, n)))[0])
-    draws = bootstrap(_statistic(nearest, label), component, replicates, seed)
+    draws = bootstrap(vote_statistic(nearest, label), component, replicates, seed)
     how = (
         "supervised reference: AUC of the share of fakes among the k nearest neighbours in the training folds of "
         f"grouped {FOLDS}-fold cross-validation, k chosen within them (here {', '.join(map(str, chosen))}); "
@@ -112,21 +112,3 @@ def _shares(nearest: NDArray[np.int64], label: NDArray[np.int64]) -> NDArray[np.
     known = nearest >= 0
     fakes, count = np.cumsum(known * label[nearest], axis=1), np.cumsum(known, axis=1)
     return np.where(count > 0, fakes / np.maximum(count, 1), 0.5)
-
-
-def _statistic(nearest: NDArray[np.int64], label: NDArray[np.int64]) -> Statistic:
-    """AUC in a resample, where samples and the neighbours that vote carry their multiplicity."""
-    from scipy.sparse import csr_array
-
-    n, known = len(label), nearest >= 0
-    ends = np.concatenate([[0], np.cumsum(known.sum(axis=1))])
-    voters = csr_array((np.ones(ends[-1], np.float32), nearest[known], ends), shape=(n, n))
-
-    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        drawn = weights.T.astype(np.float32)
-        votes = voters @ drawn
-        shares = np.where(votes > 0, (voters @ (drawn * label[:, None])) / np.maximum(votes, 1), 0.5)
-        rows = zip(shares.T, weights, strict=True)
-        return np.array([weighted_auc(label, share, row[None])[0] for share, row in rows])
-
-    return statistic

@@ -86,22 +86,24 @@ def neighbour_score(
     """``knn_auc_kK``: AUC of the share of fakes among the neighbours ``(n, k)``."""
     k, share = nearest.shape[1], label[nearest].mean(axis=1)
     value = float(weighted_auc(label, share, np.ones((1, len(share))))[0])
-    draws = bootstrap(_statistic(nearest, label), component, replicates, seed)
+    draws = bootstrap(vote_statistic(nearest, label), component, replicates, seed)
     how = f"AUC of the share of fakes among the {k} nearest neighbours (Euclidean) from other groups"
     how += "; {interval}, in which neighbours are held fixed and vote as often as they are drawn"
     return sampled(f"knn_auc_k{k}", value, draws, n=len(share), how=how, bounds=(0, 1))
 
 
-def _statistic(nearest: NDArray[np.int64], label: NDArray[np.int64]) -> Statistic:
-    """AUC in a resample: both the samples that are asked and the neighbours that vote carry their multiplicity.
+def vote_statistic(nearest: NDArray[np.int64], label: NDArray[np.int64]) -> Statistic:
+    """AUC of the share of fakes among the neighbours ``(n, k)``, -1 for none, in a resample: both the samples that are
+    asked and the neighbours that vote carry their multiplicity.
 
     With fixed votes, intervals miss the truth two to four times as often as they should: neighbours are a training
     set, and shared by many samples. A sample without a drawn neighbour is undecided (1/2).
     """
     from scipy.sparse import csr_array
 
-    n, k = nearest.shape
-    voters = csr_array((np.ones(n * k, np.float32), nearest.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+    n, known = len(label), nearest >= 0
+    ends = np.concatenate([[0], np.cumsum(known.sum(axis=1))])
+    voters = csr_array((np.ones(ends[-1], np.float32), nearest[known], ends), shape=(n, n))
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         drawn = weights.T.astype(np.float32)

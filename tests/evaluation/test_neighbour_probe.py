@@ -7,7 +7,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from evaluation.arrays import Compute
 from evaluation.bootstrap import group_weights
-from evaluation.neighbour_probe import CHOICES, _statistic, knn_probe_auc
+from evaluation.neighbour_probe import CHOICES, knn_probe_auc
+from evaluation.neighbours import vote_statistic
 from evaluation.probes import folds
 
 
@@ -76,7 +77,7 @@ def test_votes_in_a_resample_are_those_of_repeated_neighbours():
     nearest = np.array([rng.permutation(30)[:4] for _ in range(30)])
     nearest[::3, 2:] = -1  # fewer neighbours in some folds
     weights = group_weights(group, 3, seed=0)
-    for w, auc in zip(weights, _statistic(nearest, label)(weights.astype(float)), strict=True):
+    for w, auc in zip(weights, vote_statistic(nearest, label)(weights.astype(float)), strict=True):
         votes = [label[near[near >= 0]].repeat(w[near[near >= 0]]) for near in nearest]
         share = np.array([vote.mean() if len(vote) else 0.5 for vote in votes])
         expected = metrics.roc_auc_score(label.repeat(w), share.astype(np.float32).repeat(w))

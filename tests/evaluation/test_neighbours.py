@@ -7,7 +7,7 @@ from evaluation import bootstrap
 from evaluation.arrays import Compute
 from evaluation.checks import components
 from evaluation.distances import normalised, pass_over_pairs, tiles
-from evaluation.neighbours import OtherGroupNeighbours, _statistic
+from evaluation.neighbours import OtherGroupNeighbours, vote_statistic
 from tests.evaluation.samples import OnTorch, by_label, faces, panel
 
 
@@ -95,7 +95,7 @@ def test_votes_in_a_resample_are_those_of_repeated_neighbours():
     for tile in tiles(normalised(features), component, Compute()):
         collector.add(tile)
     weights = bootstrap.group_weights(group, 3, seed=0)
-    found = _statistic(collector.nearest[:, :5], label)(weights.astype(float))
+    found = vote_statistic(collector.nearest[:, :5], label)(weights.astype(float))
     for w, auc in zip(weights, found, strict=True):
         votes = [label[near].repeat(w[near]) for near in collector.nearest[:, :5]]
         share = np.array([vote.mean() if len(vote) else 0.5 for vote in votes])
