@@ -34,7 +34,7 @@ lint: setup ## Style and formatting
 sweep: setup ## A Ray Tune sweep over learning rate and unfrozen depth on the embedded sample
 	$(BIN)/python -m jobs.sweep jobs/configs/sweep_quickstart.yaml
 
-benchmark-real: shards-real ## The same on real faces and nine real weights; ASSETS=FOLDER (about an hour on two cores)
+benchmark-real: shards-real ## The same on real faces and nine real weights; ASSETS=FOLDER (hours on two cores)
 	$(BIN)/python -m jobs.benchmark jobs/configs/real.yaml weights_dir=$(ASSETS)/weights
 
 sweep-real: shards-real ## Overfitting sweeps on real faces: heads on nine backbones, then three small ones in depth; ASSETS=FOLDER

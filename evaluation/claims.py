@@ -37,7 +37,7 @@ class Claim:
     lacking: str
     """Family, or ``any other family``, of which there are fewer than two backbones; empty where there are enough."""
     needed: int | None
-    """Backbones on each side that would show the observed difference; None where that is undefined."""
+    """Backbones on each side that would show the observed difference, for or against; None where that is undefined."""
     samples: int | None
     """At which half the interval of one backbone would be the observed difference, see :func:`samples_needed`."""
 
@@ -49,6 +49,8 @@ class Claim:
         if self.lacking:
             return f"needs at least two backbones of {self.lacking}"
         backbones = f"needs {self.needed or 'more than 1,000'} backbones per side"
+        if self.score.value < 0:
+            backbones += " to be excluded"
         return f"{backbones} and {self.samples:,} samples" if self.samples else backbones
 
     def to_dict(self) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def residuals(features: NDArray, design: NDArray[np.float64]) -> NDArray[np.floa
 def verdict(plain: Score, without: Score, matched: Score, name: str) -> str:
     """In plain words: is the label still there without the nuisance?"""
     if not plain.low > 0.5:
-        return "the label does not separate beyond chance to begin with"
+        return "not asked: the interval of the headline itself holds 0.5"
     gone = [way for way, score in (("regressed out", without), ("matched", matched)) if not score.low > 0.5]
     if len(gone) == 2:
         return f"without {name} the label no longer separates beyond chance"

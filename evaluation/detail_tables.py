@@ -173,7 +173,7 @@ def _claim_row(each: Claim) -> list[Cell]:
         ends = f"[{score.low:+.3f}, {score.high:+.3f}]" if math.isfinite(score.low) else "one backbone on a side"
         difference = Cell(f"{score.value:+.3f}", score.value, ends, "", f"{score.name}; {score.how}")
     else:
-        difference = Cell(NO_RESULT, "", score.how)
+        difference = Cell(NO_RESULT, "", hint=score.how)
     hint = "backbones: to show the observed difference (power 80 %); samples: to know one backbone that closely"
     remedy = Cell(each.remedy or NO_RESULT, each.needed or "", hint=hint if each.needed else "")
     measured = f"{each.measure}: {score.name}"
@@ -203,7 +203,7 @@ def _family_cell(score: Score | None) -> Cell:
 
 
 def relation_table(report: Report, outcome: str) -> Table:
-    """Every score against the AUC after fine-tuning on ``outcome``; baselines that need no data in italics."""
+    """Every score against the AUC after fine-tuning on ``outcome``; baselines without frozen features in italics."""
     rows = [each for each in _predictors(report) if each.outcome == outcome]
     columns = [("Score", ""), ("On", ""), ("Weighted Kendall τ", ""), ("p", "of no relation"), ("p", "Holm")]
     columns += [("Spearman", ""), ("Pearson", ""), ("Verdict", "of τ"), ("n", "backbones")]
@@ -223,8 +223,8 @@ def relation_note(report: Report, outcome: str) -> str:
         return ""
     others = sum(bool(each.data) and not each.is_declared for each in rows)
     parts = [
-        f"{pretty(each.name)} on {each.data} was declared before looking and is tested by itself; the {others} other "
-        "scores are corrected for each other (Holm)."
+        f"{pretty(each.name)} on {each.data} is the one score declared in advance, whatever the data, and is tested by "
+        f"itself; the {others} other scores are corrected for each other (Holm)."
         for each in rows
         if each.is_declared
     ]
@@ -268,9 +268,7 @@ def _relation_row(each: Predictor) -> list[Cell]:
         Cell(each.data or "baseline", each.data),
         _coefficient_cell(tau),
         _p_cell(tau.p),
-        Cell("declared", "", hint="declared before looking: not corrected")
-        if each.is_declared
-        else _p_cell(each.p_holm),
+        Cell("declared", "", hint="declared in advance: not corrected") if each.is_declared else _p_cell(each.p_holm),
         *map(_coefficient_cell, each.relations[1:]),
         Cell(each.verdict, each.verdict),
         Cell(str(tau.score.n), tau.score.n),

@@ -113,9 +113,7 @@ def figures_of(report: Report) -> Iterator[tuple[str, Figure, str]]:
             )
             yield f"Layers on {data}", curves.layer_heatmap(backbones, data), note
     if detection_names(backbones):
-        note = (
-            "AUC after fine-tuning, with 95 % intervals; the drift from train to test and unseen data is overfitting."
-        )
+        note = "AUC with 95 % intervals. Train − validation is overfitting; test − unseen is the change of data set."
         yield "Overfitting", figures.overfitting(backbones), note
     for data in separability_names(backbones)[:1]:
         outcomes = [name for name in detection_names(backbones) if name not in ("train", "validation")]

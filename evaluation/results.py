@@ -19,7 +19,11 @@ CONTROL = "control"  # the family of what is no backbone
 IN_DOMAIN = ("train", "validation", "test")
 CAPITALS = {
     word.lower(): word
-    for word in ("AUC", "DeLong", "AP", "EER", "F1", "ECE", "TPR", "FPR", "AMI", "ARI", "kNN", "PCA", "t-SNE", "UMAP")
+    for word in (
+        *("AUC", "DeLong", "AP", "EER", "F1", "ECE", "TPR", "FPR", "AMI", "ARI", "kNN", "PCA", "t-SNE", "UMAP"),
+        *("Brier", "NCC", "LogME", "SFDA", "TransRate", "PARC", "GBC", "MMD2", "Ward"),
+        *("Davies", "Bouldin", "Calinski", "Harabasz", "Fisher", "Wasserstein", "Frechet"),
+    )
 }
 
 

@@ -191,13 +191,26 @@ def backbone_table(report: Report) -> Table:
     columns += [("ImageNet top-1", "%, published")]
     rows = [
         [
-            *(Cell(text, text) for text in (b.name, b.initialisation, b.pretext_task, b.family, b.licence)),
+            *(Cell(text, text) for text in (b.name, b.initialisation, *_origin(b))),
             *(Cell(f"{count:,}" if count else NO_RESULT, count) for count in (b.parameters, b.num_features)),
-            Cell(f"{b.imagenet_top1:.1f}", b.imagenet_top1) if math.isfinite(b.imagenet_top1) else Cell(NO_RESULT, ""),
+            _top1_cell(b),
         ]
         for b in report.backbones
     ]
     return Table("Backbones", columns, rows, [b.is_control for b in report.backbones], numeric_from=5)
+
+
+def _origin(backbone: BackboneResult) -> tuple[str, str, str]:
+    """Pretext task, family and licence; a random control has the card of the pre-trained one, and none of these."""
+    if backbone.initialisation == "random":
+        return NO_RESULT, backbone.kind, NO_RESULT
+    return backbone.pretext_task, backbone.family, backbone.licence
+
+
+def _top1_cell(backbone: BackboneResult) -> Cell:
+    if backbone.is_control or not math.isfinite(backbone.imagenet_top1):
+        return Cell(NO_RESULT, "")
+    return Cell(f"{backbone.imagenet_top1:.1f}", backbone.imagenet_top1)
 
 
 def data_table(report: Report) -> Table:
@@ -264,7 +277,7 @@ def markdown(table: Table) -> str:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    return " ".join(filter(None, (_markdown(cell.text), cell.interval, cell.seeds)))
+    return " ".join(filter(None, (_markdown(cell.text), *(_escaped(text) for text in (cell.interval, cell.seeds)))))
 
 
 def _terminal_cell(cell: Cell) -> str:
@@ -280,4 +293,9 @@ def _plain(text: str, width: int) -> str:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\|<>`*\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\[\]])", r"\\\1", _escaped(text))
+
+
+def _escaped(text: str) -> str:
+    """All but brackets, which stand around every interval and mean nothing there."""
+    return re.sub(r"([\\|<>`*])", r"\\\1", " ".join(text.split()))

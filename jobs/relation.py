@@ -44,7 +44,7 @@ def main(experiment: Experiment) -> None:
         print(
             f"{each.name:24} {each.data or '(no data)':16} against AUC on {each.outcome:12} tau {score.value:6.3f}  "
             f"[{score.low:.3f}, {score.high:.3f}]  p={each.relations[0].p:.3g}  {each.verdict}"
-            + (" (declared before looking)" if each.is_declared else "")
+            + (" (declared in advance)" if each.is_declared else "")
         )
     for outcome, baselines in prediction.missing_baselines.items():
         for baseline in baselines:

@@ -21,6 +21,7 @@ source /PATH/TO/ENVIRONMENT/bin/activate
 # Caches on a file system that all nodes see. Fetch weights once where there is a network, then work without one.
 export HF_HOME=/SCRATCH/$USER/huggingface
 export TORCH_HOME=/SCRATCH/$USER/torch
+export MODEL_SEPARABILITY_CACHE=/SCRATCH/$USER/model-separability # weights out of published packages
 export HF_HUB_OFFLINE=1
 
 # Shards are read through a cache on the node's own disk, which its tasks share, where the shared file system is slow.

@@ -40,9 +40,17 @@ for option in "${@:2}"; do
     esac
 done
 
+logs=$(dirname "$plan")/slurm
+if ((total == 0)); then # separability alone
+    after=${REPORT_AFTER:-${ROWS_AFTER:-}}
+    report=$(submit --job-name=report ${after:+--dependency="afterany:$after"} \
+        --output="$logs/report-%j.log" "${report_options[@]}" slurm/report.sh "$experiment")
+    echo "rows     none: no backbone of $experiment has a seed to fine-tune"
+    echo "report   job $report"
+    exit
+fi
 submitted=$(bash slurm/submit_rows.sh "$plan" "$rows" "${options[@]}")
 arrays=${submitted//$'\n'/,}
-logs=$(dirname "$plan")/slurm
 evaluation=$(submit --job-name=evaluate_all --dependency="afterany:${arrays//,/:}" \
     --output="$logs/evaluate_all-%j.log" "${report_options[@]}" slurm/evaluate_all.sh "$experiment")
 report=$(submit --job-name=report --dependency="afterany:$evaluation${REPORT_AFTER:+:$REPORT_AFTER}" \

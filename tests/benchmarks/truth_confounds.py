@@ -22,7 +22,7 @@ KINDS: dict[str, Callable[[np.ndarray], list[np.ndarray]]] = {
     "powers and saturation": lambda z: [z**3 / 3, np.tanh(2 * z)],
     "waves": lambda z: [np.sin(2 * z), np.cos(2 * z), np.sin(4 * z), np.cos(4 * z)],
 }
-WORDS = ("no longer separates", "undecided", "still separates", "to begin with")
+WORDS = ("no longer separates", "undecided", "still separates", "not asked")
 
 
 def verdict(

@@ -40,6 +40,8 @@ def test_what_would_decide():
     assert made("undecided", needed=9).remedy == "needs 9 backbones per side"
     assert made("undecided").remedy == "needs more than 1,000 backbones per side"
     assert made("supported", needed=9).remedy == ""
+    lower = dataclasses.replace(made("undecided", needed=9), score=score(-0.05))
+    assert lower.remedy == "needs 9 backbones per side to be excluded"
 
 
 def test_samples_needed_by_hand():

@@ -180,7 +180,7 @@ def test_nothing_to_confound_is_said():
     features, _, group, brightness, other = faces()
     label = (other > 0).astype(int)
     (found,) = confounds(features, label, group, {"brightness": brightness}, replicates=100)
-    assert "to begin with" in found.verdict
+    assert "not asked" in found.verdict
 
 
 def test_misfits_are_errors():

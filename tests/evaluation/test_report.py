@@ -7,7 +7,16 @@ import pytest
 from evaluation.report import BackboneResult, Report, markdown_table, render, text_table
 from evaluation.results import over_seeds, pretty
 from evaluation.score import Score
-from evaluation.tables import TERMINAL_WIDTH, detection_table, headline_table, slice_table
+from evaluation.tables import (
+    TERMINAL_WIDTH,
+    Cell,
+    Table,
+    backbone_table,
+    detection_table,
+    headline_table,
+    markdown,
+    slice_table,
+)
 from tests.evaluation.browser import Page, opened
 
 HOSTILE = """</script><script>console.error('owned')</script><img src=x onerror=alert(1)>"'|`*$x$\x1b[31m"""
@@ -205,6 +214,22 @@ def test_markdown_table_has_one_line_per_backbone_and_equal_columns(report):
     assert len(lines) == 2 + 4
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {8}  # seven columns
     assert "0.890 [0.850, 0.938]" in lines[2]
+
+
+def test_free_text_cannot_break_a_markdown_table():
+    cell = Cell("0.5", 0.5, "[0.4, 0.6]", "dinov2|test")
+    lines = markdown(Table("", [("AUC", "")], [[cell]], [False])).splitlines()
+    assert lines[2] == r"| 0.5 [0.4, 0.6] dinov2\|test |"
+
+
+def test_a_random_control_has_neither_pretext_task_nor_licence_nor_accuracy(report):
+    first = dataclasses.replace(report.backbones[0], imagenet_top1=71.9)
+    table = backbone_table(
+        dataclasses.replace(report, backbones=[first, dataclasses.replace(first, initialisation="random")])
+    )
+    pretrained, control = ([cell.text for cell in row] for row in table.rows)
+    assert pretrained[2:5] + pretrained[-1:] == [first.pretext_task, first.family, first.licence, "71.9"]
+    assert control[2:5] + control[-1:] == ["–", "random control", "–", "–"]
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_scores_are_rows_and_backbones_columns(report):
     ]
     assert table.columns[-1] == ("dinov2_vits14-random", "control")
     assert [row[0].text for row in table.rows] == [
-        "kNN AUC ↑", "silhouette ↑", "kmeans AMI k8 ↑", "davies bouldin ↓", "linear probe AUC ↑, fitted on labels",
+        "kNN AUC ↑", "silhouette ↑", "kmeans AMI k8 ↑", "Davies Bouldin ↓", "linear probe AUC ↑, fitted on labels",
     ]  # fmt: skip
     assert table.rows[3][1].text == "2.790"  # 3 - 0.21
     nulls = null_table(report, "train")

@@ -184,6 +184,17 @@ def test_a_dry_run_prints_what_would_be_submitted_and_submits_nothing(cluster, w
 
 
 @pytest.mark.slurm
+def test_separability_alone_has_no_rows(cluster, workplace):
+    (workplace.folder / "rows").write_text("0")
+    job = workplace.submit(cluster, "slurm/benchmark.sh", "mine.yaml")
+    cluster.wait(job)
+    report = re.search(r"report   job (\d+)", (cluster.folder / f"job-{job}.log").read_text())[1]
+    assert cluster.wait(report) == {report: "COMPLETED"}
+    assert workplace.order()[-1] == "jobs.report"
+    assert not workplace.calls("jobs.run")
+
+
+@pytest.mark.slurm
 def test_without_gpus_the_experiment_says_how_many_processes(cluster, workplace):
     job = workplace.submit(cluster, "--array=0", "slurm/finetune_row.sh", "plan.jsonl")
     assert cluster.wait(job) == {f"{job}_0": "COMPLETED"}

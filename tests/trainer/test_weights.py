@@ -41,6 +41,13 @@ def test_every_card_survives_being_written_and_read(tmp_path):
     assert {card.name: card for card in read_cards(path)} == CARDS
 
 
+def test_the_card_of_the_documentation_is_one(tmp_path):
+    page = Path("docs/TRAINING.md").read_text().split("## Your own backbone")[1]
+    (tmp_path / "cards.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    (card,) = read_cards(tmp_path / "cards.yaml")
+    assert (card.weights.kind(), card.architecture) == ("file", "vit_base_patch16_224")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
