@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_shards.command import to_dict
 from evaluation.score import Score
-from jobs import evaluate, overfit, trial
+from jobs import evaluate, overfit, plan, trial
 from jobs.subset import KEYS
 from trainer.card import get_card
 
@@ -84,7 +84,7 @@ def _log_trial(sweep: str, each: Trial, parent: str, values: dict[str, Any]) -> 
             **{key: values[key] for key in KEYS if key in values},
         },
         metrics=_metrics(row.run) if record["status"] == "finished" else {},
-        curves=[{**row, "validation/n": None} for row in overfit.curve(row.run)],  # the same all along
+        curves=_curves(row),
         artifacts=[file for name in ARTIFACTS if (file := row.run / name).is_file()],
         tags={
             "directory": str(row.run),
@@ -94,6 +94,12 @@ def _log_trial(sweep: str, each: Trial, parent: str, values: dict[str, Any]) -> 
         },
         status=STATUS[record["status"]],
     )
+
+
+def _curves(row: plan.Row) -> list[dict[str, Any]]:
+    """Without what is the same all along; heads share a process, whose use of the machine tells nothing of one."""
+    left_out = ("validation/n", "system/") if row.config.features else ("validation/n",)
+    return [{name: row[name] for name in row if not name.startswith(left_out)} for row in overfit.curve(row.run)]
 
 
 def _metrics(run: Path) -> dict[str, float]:

@@ -137,7 +137,7 @@ def optimizer(
     tokens, tables of relative positions).
 
     The head learns at ``learning_rate``, the k-th block from it at ``learning_rate * layer_decay**k`` (Clark et al.,
-    ELECTRA, 2020; Bao et al., BEiT, 2022). The groups' ``lr_scale`` is what timm's schedulers multiply by.
+    ELECTRA, 2020; Bao et al., BEiT, 2022). The groups' ``lr_scale`` is what the schedule multiplies by.
     """
     blocks = model.backbone.blocks()
     depth = {f"backbone.{name}": len(blocks) - number for number, (_, names) in enumerate(blocks) for name in names}

@@ -97,8 +97,6 @@ class Engine:
     """A model and its optimizer, prepared for this world; DDP and DeepSpeed behind the same few methods."""
 
     def __init__(self, accelerator: Accelerator, config: FinetuneConfig, model: nn.Module) -> None:
-        from timm.layers import convert_sync_batchnorm
-
         from trainer.classifier import optimizer
 
         self.accelerator = accelerator
@@ -109,6 +107,8 @@ class Engine:
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             # Batch statistics of all processes' pictures. There is no such layer on the CPU: there, each uses its own.
             # timm's conversion, since its batch norms may contain the activation, which torch's would drop.
+            from timm.layers import convert_sync_batchnorm
+
             model = convert_sync_batchnorm(model)
         self.optimizer = optimizer(
             model,

@@ -207,11 +207,13 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    names = [
+        name for name in ("group", "method", "dataset", *carried) if name in shards.column_names and name != "video"
+    ]
     columns = {"index": np.arange(len(shards), dtype=np.int64), "label": shards.labels}
-    columns |= {name: pa.array(shards.column(name), pa.string()) for name in ("group", "method", "dataset")}
+    columns |= zip(names, pq.read_table(shards.index_path, columns=names).columns, strict=True)
     if shards.videos is not None:
         columns["video"] = pa.array(shards.videos)
-    columns |= {name: pa.array(shards.column(name)) for name in carried if name in shards.column_names}
     table = pa.table({**columns, "logit": logits.numpy()})
     with atomic(file) as temporary:
         pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), temporary)

@@ -41,23 +41,21 @@ def learning_rate_schedule(
 ) -> Callable[[int], float]:
     """A function that sets the learning rate of the update after ``step`` updates, and returns the head's.
 
-    Linear warm-up over the first W = warmup x steps updates, as peak x (step + 1) / (W + 1), then timm's cosine to 0.
-    A function of the step alone: nothing to save, and not multiplied by the number of processes.
+    Linear warm-up over the first W = warmup x steps updates, as peak x (step + 1) / (W + 1), then a cosine to 0
+    (Loshchilov and Hutter, SGDR, 2017); a group's ``lr_scale`` multiplies it. A function of the step alone: nothing to
+    save, and not multiplied by the number of processes. Equal to timm's CosineLRScheduler to the last bit (a test);
+    here because a head on features needs nothing else of timm, whose import takes as long as many a head.
     """
-    from timm.scheduler import CosineLRScheduler
-
-    rising = min(round(config.warmup * steps), steps - 1)
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=steps - rising,
-        warmup_t=rising,
-        warmup_lr_init=config.learning_rate / (rising + 1),
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
+    peak, rising = config.learning_rate, min(round(config.warmup * steps), steps - 1)
+    first = peak / (rising + 1)
 
     def apply(step: int) -> float:
-        scheduler.step_update(step)
+        if step < rising:
+            rate = first + step * ((peak - first) / rising)
+        else:
+            rate = 0.5 * peak * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
         return optimizer.param_groups[0]["lr"]
 
     return apply

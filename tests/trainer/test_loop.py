@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
+from timm.scheduler import CosineLRScheduler
 
 from data_shards.command import InputError
 from data_shards.manifest import ShardSet
@@ -69,13 +70,38 @@ def test_schedule_counts_samples():
 
 
 def test_learning_rate_warms_up_linearly_then_follows_a_cosine(toy_config):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": 1.0}], lr=0.3)
     rate = learning_rate_schedule(optimizer, toy_config(learning_rate=0.3, warmup=0.2), 10)
     # W = 0.2 x 10 = 2 warm-up updates: 0.3 x 1/3 and 0.3 x 2/3; then 0.3 (1 + cos(pi t / 8)) / 2 with t = 0 ... 7.
     expected = [0.1, 0.2, *(0.15 * (1 + math.cos(math.pi * t / 8)) for t in range(8))]
     assert [rate(step) for step in range(10)] == pytest.approx(expected)
     assert rate(1) == pytest.approx(0.2)  # of the step alone: any order gives the same
     assert learning_rate_schedule(optimizer, toy_config(learning_rate=0.3, warmup=1.0), 1)(0) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, 7), (0.05, 333), (0.2, 40), (1.0, 9), (0.5, 1)])
+def test_learning_rate_is_timms_to_the_last_bit(toy_config, warmup, steps):
+    peak, scales = 3e-4, (1.0, 0.2, 0.2**7)
+    rising = min(round(warmup * steps), steps - 1)
+    ours, theirs = (
+        torch.optim.SGD(
+            [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr_scale": each} for each in scales], lr=peak
+        )
+        for _ in range(2)
+    )
+    rate = learning_rate_schedule(ours, toy_config(learning_rate=peak, warmup=warmup), steps)
+    timms = CosineLRScheduler(
+        theirs,
+        steps - rising,
+        warmup_t=rising,
+        warmup_lr_init=peak / (rising + 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+    for step in range(steps):
+        assert rate(step) == ours.param_groups[0]["lr"]
+        timms.step_update(step)
+        assert [group["lr"] for group in ours.param_groups] == [group["lr"] for group in theirs.param_groups]
 
 
 def test_class_weights_by_hand():
