@@ -194,7 +194,7 @@ def test_real_faces_and_real_weights_scaled_down(tmp_path):
     }
     experiment["backbones"] = [{"name": "imagenet_mobilenetv2"}, {"name": "edgeface_s", "seeds": []}]
     experiment["finetune"] |= {"epochs": 1}
-    experiment |= {"seeds": [0], "replicates": 100}
+    experiment |= {"seeds": [0], "replicates": 100, "layers": False}
     experiment |= {"runs": str(tmp_path / "runs"), "weights_dir": str(ASSETS / "weights")}
     (tmp_path / "real.yaml").write_text(yaml.safe_dump(experiment))
     result = command(tmp_path / "real.yaml")
