@@ -5,11 +5,16 @@ python -m tests.benchmarks.truth_overfitting [tiny]     # about a CPU-minute
 
 from __future__ import annotations
 
+import math
 import sys
 
 import numpy as np
 
+from evaluation.overfitting_interaction import depth_by_data
+from evaluation.overfitting_results import TrialResult
+from evaluation.overfitting_scaling import power_law
 from evaluation.overfitting_verdict import at_equal_validation
+from evaluation.score import Score
 
 BACKBONES, TRIALS = 0.05, 0.03
 """Standard deviation of the gap at equal validation AUC over backbones, and over the trials of one."""
@@ -40,8 +45,43 @@ def verdicts(sets: int) -> None:
     print()
 
 
+def exponent_holds(trials: int, seed: int, sizes: int = 3) -> bool:
+    """Does the interval of a power law's exponent hold the truth, .25? Sizes of the training set double; trials of a
+    size, with a mean of .2 to .1, have a standard deviation of .02."""
+    rng = np.random.default_rng([seed, trials, sizes])
+    size = np.repeat(50.0 * 2 ** np.arange(sizes), trials)
+    found = power_law(size, 0.6 * size**-0.25 + rng.normal(0, 0.02, len(size))).exponent
+    return found.low <= 0.25 <= found.high
+
+
+def interaction_holds(trials: int, seed: int) -> bool:
+    """Does the interval of depth x data hold the truth, .1? Trials at the least data vary twice as much."""
+    rng = np.random.default_rng([seed, trials])
+    made = []
+    for mode, groups, mean, deviation in (
+        ("full", 40, 0.3, 0.04), ("head", 40, 0.1, 0.04), ("full", 80, 0.2, 0.02), ("head", 80, 0.1, 0.02)
+    ):  # fmt: skip
+        for value in rng.normal(mean, deviation, trials):
+            gap = Score("gap", value, math.nan, math.nan, False, 1, "")
+            values = {"mode": mode, "train_groups": groups}
+            made.append(TrialResult("run", "a", "f", values, "finished", last_gaps=[gap]))
+    found = depth_by_data(made, lambda each: each.last_gaps[0]).interaction
+    return found.low <= 0.1 <= found.high
+
+
+def few_trials(sets: int) -> None:
+    print(f"Exponents and interactions: intervals that hold the truth in {sets} sweeps.\n")
+    print("| trials at a size or in a corner | exponent, 3 sizes | 5 sizes | interaction |\n|---|---|---|---|")
+    for trials in (2, 3, 5, 9):
+        held = [np.mean([exponent_holds(trials, seed, sizes) for seed in range(sets)]) for sizes in (3, 5)]
+        held.append(np.mean([interaction_holds(trials, seed) for seed in range(sets)]))
+        print(f"| {trials} | {' | '.join(f'{share:.1%}' for share in held)} |", flush=True)
+    print()
+
+
 def main(tiny: bool) -> None:
     verdicts(20 if tiny else 4000)
+    few_trials(20 if tiny else 4000)
 
 
 if __name__ == "__main__":
