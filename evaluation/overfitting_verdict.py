@@ -105,17 +105,22 @@ def expected(validation: ArrayLike, outcome: ArrayLike, score: Score) -> Score:
 
     ``validation`` ``(m,)`` validation AUCs of a backbone's trials, ``outcome`` ``(m,)`` their test or unseen AUCs;
     ``score`` is that outcome of the selected trial, with its interval over groups. The value is the mean outcome of the
-    trials that validate best (a twentieth, at least three, at most all): among them the choice is luck. The interval
-    adds two variances: over groups (from ``score``) and between those trials; normal, 95 %.
+    trials that validate best (a twentieth, at least three, at most all): among them the choice is luck. The 95 %
+    interval joins that over groups (of ``score``) with Student's for one more trial like these: their variance counts
+    once for the trial to come and once, over their number, for the mean; NaN from one trial. Luck of training that
+    shows on validation and test alike is selected for, and makes the value too high: only more seeds would tell it.
     """
+    from scipy.special import stdtrit
+
     validation, outcome = np.asarray(validation, np.float64), np.asarray(outcome, np.float64)
     count = min(len(validation), max(3, round(len(validation) / 20)))
     best = outcome[np.argsort(-validation, kind="stable")[:count]]
     mean, between = float(best.mean()), float(best.var(ddof=1)) if count > 1 else math.nan
-    width = math.hypot((score.high - score.low) / 2, 1.959964 * math.sqrt(between))
+    another = stdtrit(count - 1, 0.975) * math.sqrt(between * (1 + 1 / count))
+    width = math.hypot((score.high - score.low) / 2, another)
     how = (
-        f"mean of the {count} trials that validate best, of {len(validation)}; 95 % interval from the variance over "
-        "groups and that between these trials"
+        f"mean of the {count} trials that validate best, of {len(validation)}; 95 % interval from that over groups and "
+        "Student's for one more trial like these"
     )
     return Score(score.name, mean, mean - width, mean + width, True, score.n, how)
 

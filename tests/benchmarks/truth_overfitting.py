@@ -13,7 +13,7 @@ import numpy as np
 from evaluation.overfitting_interaction import depth_by_data
 from evaluation.overfitting_results import TrialResult
 from evaluation.overfitting_scaling import power_law
-from evaluation.overfitting_verdict import at_equal_validation
+from evaluation.overfitting_verdict import at_equal_validation, expected
 from evaluation.score import Score
 
 BACKBONES, TRIALS = 0.05, 0.03
@@ -79,9 +79,34 @@ def few_trials(sets: int) -> None:
     print()
 
 
+def expected_holds(trials: int, settings: float, luck: float, seed: int) -> bool:
+    """Does the interval of the expected test AUC hold that of the setting that validates best, trained again and met
+    with all faces? ``settings`` and ``luck`` are standard deviations of the AUC over settings, and over trainings of
+    one, which validation and test both show; validation errs by .02 besides, and the faces of the test set by .013."""
+    rng = np.random.default_rng([seed, trials])
+    setting, trained = rng.normal(0, settings, trials), rng.normal(0, luck, trials)
+    validation = 0.7 + setting + trained + rng.normal(0, 0.02, trials)
+    test = 0.7 + setting + trained + rng.normal(0, 0.013)
+    best = int(np.argmax(validation))
+    width = 1.959964 * 0.013
+    score = Score("auc", test[best], test[best] - width, test[best] + width, True, 1000, "")
+    found = expected(validation, test, score)
+    return found.low <= 0.7 + setting[best] + rng.normal(0, luck) <= found.high
+
+
+def expectations(sets: int) -> None:
+    print(f"Expected AUC: intervals that hold that of the setting trained again, in {sets} sweeps.\n")
+    print("| deviation over settings | over trainings | 6 trials | 44 trials | 100 trials |\n|---|---|---|---|---|")
+    for settings, luck in ((0.03, 0.0), (0.03, 0.01), (0.03, 0.02), (0.02, 0.03), (0.0, 0.03)):
+        held = [np.mean([expected_holds(m, settings, luck, seed) for seed in range(sets)]) for m in (6, 44, 100)]
+        print(f"| {settings:g} | {luck:g} | {' | '.join(f'{share:.1%}' for share in held)} |", flush=True)
+    print()
+
+
 def main(tiny: bool) -> None:
     verdicts(20 if tiny else 4000)
     few_trials(20 if tiny else 4000)
+    expectations(20 if tiny else 4000)
 
 
 if __name__ == "__main__":
