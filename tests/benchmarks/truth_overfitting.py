@@ -9,8 +9,10 @@ import math
 import sys
 
 import numpy as np
+from scipy.special import ndtri
 
 from evaluation.overfitting_interaction import depth_by_data
+from evaluation.overfitting_memorisation import memorisation
 from evaluation.overfitting_results import TrialResult
 from evaluation.overfitting_scaling import power_law
 from evaluation.overfitting_verdict import at_equal_validation, expected
@@ -103,10 +105,41 @@ def expectations(sets: int) -> None:
     print()
 
 
+def memorisation_holds(seed: int, groups: int = 100, frames: int = 8, alike: float = 0.3) -> list[bool]:
+    """Do the intervals of the share of flipped labels that are repeated, .8, of the validation error, .3 of reals and
+    .6 of fakes, and of the difference hold the truth? Four fifths of training samples are fake, half of validation's;
+    ``alike`` is the share of a group in the variance of the normal that decides whether a frame is called wrongly."""
+    rng = np.random.default_rng([seed, groups, frames])
+
+    def scored(groups: int, fakes: float, wrong: tuple[float, float]) -> tuple[np.ndarray, ...]:
+        group = np.repeat(np.arange(groups), frames)
+        label = (rng.random(len(group)) < fakes).astype(int)
+        shared, own = rng.normal(size=groups)[group], rng.normal(size=len(group))
+        errs = math.sqrt(alike) * shared + math.sqrt(1 - alike) * own < ndtri(np.array(wrong)[label])
+        return label, np.where(errs != (label == 1), 1.0, -1.0), group
+
+    train = scored(groups, 0.8, (0.8, 0.8))
+    flipped = rng.random(len(train[0])) < 0.2
+    validation = scored(groups * 3 // 5, 0.5, (0.3, 0.6))
+    error = 0.3 + 0.3 * train[0][flipped].mean()
+    found = memorisation(train, flipped, validation)
+    return [score.low <= truth <= score.high for score, truth in zip(found, (0.8, error, 0.8 - error), strict=True)]
+
+
+def flipped_labels(sets: int) -> None:
+    print(f"Flipped labels: intervals that hold the truth in {sets} runs.\n")
+    print("| groups, frames of each | repeated | error on validation | difference |\n|---|---|---|---|")
+    for groups, frames, alike in ((300, 1, 0.0), (100, 8, 0.3), (40, 8, 0.5), (20, 16, 0.5)):
+        held = np.mean([memorisation_holds(seed, groups, frames, alike) for seed in range(sets)], axis=0)
+        print(f"| {groups}, {frames} | {' | '.join(f'{share:.1%}' for share in held)} |", flush=True)
+    print()
+
+
 def main(tiny: bool) -> None:
     verdicts(20 if tiny else 4000)
     few_trials(20 if tiny else 4000)
     expectations(20 if tiny else 4000)
+    flipped_labels(20 if tiny else 2000)
 
 
 if __name__ == "__main__":
