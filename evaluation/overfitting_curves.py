@@ -39,8 +39,9 @@ def curve_scores(epoch: ArrayLike, train: ArrayLike, validation: ArrayLike, *, n
 
     Returns
     -------
-    ``first_overfit_epoch`` : the time after which validation never again gains more than ``noise`` while training
-        does; NaN where there is no such time.
+    ``first_overfit_epoch`` : the time after which validation never again gains more than ``noise``, all later
+        evaluations together, while training does; NaN where there is no such time. Validation need not fall: gains to
+        the end that add up to less than ``noise`` are none.
     ``overfitting_area`` : growth of the gap training - validation since then, integrated over the remaining time by the
         trapezoid rule; AUC x epochs, 0 where there is no overfitting.
     ``fall_from_peak`` : highest validation AUC minus the last one.

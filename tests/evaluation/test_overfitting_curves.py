@@ -47,6 +47,14 @@ def test_noise_moves_the_point_forward():
     assert (found["first_overfit_epoch"], found["overfitting_area"]) == pytest.approx((2.0, 0.265))
 
 
+def test_what_validation_gains_to_the_end_counts_together_and_need_not_fall():
+    train, validation = [0.60, 0.65, 0.70, 0.75], [0.600, 0.608, 0.616, 0.624]
+    assert first_overfitting(train, validation, noise=0.027) == 0  # .024 in all, though it never falls
+    # Small steps that add up to more than the noise are a gain until less than that is left: .016 after the second.
+    assert first_overfitting(train, validation, noise=0.02) == 1
+    assert first_overfitting(train, validation, noise=0.005) is None
+
+
 @pytest.mark.parametrize(
     ("train", "validation"),
     [
