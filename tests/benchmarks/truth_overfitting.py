@@ -1,6 +1,6 @@
 """What the numbers of a sweep's report claim of themselves, on trials whose truth is known; Markdown tables on stdout.
 
-python -m tests.benchmarks.truth_overfitting [tiny]     # about a CPU-minute
+python -m tests.benchmarks.truth_overfitting [tiny]     # half a CPU-minute
 """
 
 from __future__ import annotations
