@@ -1,4 +1,4 @@
-"""Where overfitting begins, and how far it goes: numbers from the curves of one run, and from its flipped labels.
+"""Where overfitting begins, and how far it goes: numbers from the curves of one run.
 
 A curve is what every evaluation of a run found: training AUC on a fixed clean subset, validation AUC, and the time as
 samples seen divided by training samples (epochs).
@@ -11,7 +11,6 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from evaluation.checks import finite
 from evaluation.score import Score
 
 
@@ -40,8 +39,9 @@ def curve_scores(epoch: ArrayLike, train: ArrayLike, validation: ArrayLike, *, n
 
     Returns
     -------
-    ``first_overfit_epoch`` : the time after which validation never again gains more than ``noise`` while training
-        does; NaN where there is no such time.
+    ``first_overfit_epoch`` : the time after which validation never again gains more than ``noise``, all later
+        evaluations together, while training does; NaN where there is no such time. Validation need not fall: gains to
+        the end that add up to less than ``noise`` are none.
     ``overfitting_area`` : growth of the gap training - validation since then, integrated over the remaining time by the
         trapezoid rule; AUC x epochs, 0 where there is no overfitting.
     ``fall_from_peak`` : highest validation AUC minus the last one.
@@ -84,52 +84,6 @@ def first_overfitting(train: ArrayLike, validation: ArrayLike, *, noise: float) 
         if stalls and goes_on:
             return place
     return None
-
-
-def memorisation(true_label: ArrayLike, flipped: ArrayLike, logit: ArrayLike) -> Score:
-    """Share of training samples with a flipped label that the model calls by that wrong label.
-
-    ``true_label`` ``(n,)`` 0/1, ``flipped`` ``(n,)`` whether training saw the other label, ``logit`` ``(n,)`` of the
-    model. 1: it learned the labels by heart. Without that it still repeats as many as it errs on faces that it never
-    saw, half of them if it tosses coins: hold it against :func:`error_rate`. Wilson's 95 % interval. Raises ValueError
-    where no label was flipped.
-    """
-    true_label = np.asarray(true_label).astype(np.int64)
-    flipped, logit = np.asarray(flipped, dtype=bool), finite("logit", logit, len(true_label))
-    n = int(flipped.sum())
-    if n == 0:
-        raise ValueError("memorisation needs samples with a flipped label, got none")
-    how = f"share of {n} flipped training labels that the model repeats (threshold 0); Wilson's 95 % interval"
-    return _share("memorisation", (logit[flipped] >= 0) != (true_label[flipped] == 1), how)
-
-
-def error_rate(label: ArrayLike, logit: ArrayLike) -> Score:
-    """``validation_error``: share of validation samples on the wrong side of the threshold 0, the one at which
-    :func:`memorisation` asks. ``label`` ``(n,)`` 0/1, ``logit`` ``(n,)``; Wilson's 95 % interval."""
-    label = np.asarray(label)
-    logit = finite("logit", logit, len(label))
-    how = f"share of {len(label)} validation samples that are called wrongly (threshold 0); Wilson's 95 % interval"
-    return _share("validation_error", (logit >= 0) != (label == 1), how)
-
-
-def memorisation_above_error(memorised: Score, error: Score) -> Score:
-    """``memorisation_above_error``: how many more of the flipped labels the model repeats than it would by erring as
-    often as on validation. 95 % interval of a difference of independent shares from their Wilson intervals (Newcombe,
-    "Interval estimation for the difference between independent proportions", Stat. Med. 17, 1998, method 10)."""
-    value = memorised.value - error.value
-    low = value - math.hypot(memorised.value - memorised.low, error.high - error.value)
-    high = value + math.hypot(memorised.high - memorised.value, error.value - error.low)
-    how = "memorisation minus validation error, both at threshold 0; Newcombe's 95 % interval. Above 0: by heart"
-    return Score("memorisation_above_error", value, low, high, False, memorised.n + error.n, how)
-
-
-def _share(name: str, found: NDArray[np.bool_], how: str) -> Score:
-    from scipy.special import ndtri
-
-    n, share, z = len(found), float(np.mean(found)), float(ndtri(0.975))
-    centre, width = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = ((centre + sign * width) / (1 + z * z / n) for sign in (-1, 1))
-    return Score(name, share, max(0.0, low), min(1.0, high), False, n, how)
 
 
 def _area(epoch: NDArray[np.float64], gap: NDArray[np.float64]) -> float:

@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evaluation.bootstrap import percentile
 from evaluation.overfitting_results import TrialResult, backbones, clean
 from evaluation.score import Score
+from evaluation.welch import half_width
 
 DATA = "train_groups"
 DEPTH = "unfrozen depth"
@@ -56,16 +55,12 @@ def crossed(trials: Sequence[TrialResult]) -> bool:
     return all(len({each.values[name] for each in trials}) > 1 for name in (DEPTH, DATA))
 
 
-def depth_by_data(
-    trials: Sequence[TrialResult], outcome: Callable[[TrialResult], Score | None], *, resamples: int = 1000
-) -> DepthByData:
+def depth_by_data(trials: Sequence[TrialResult], outcome: Callable[[TrialResult], Score | None]) -> DepthByData:
     """Of one backbone, from the trials at the ends of depth and data size; others and what else was searched are
     averaged. NaN where one of the four corners has no trial.
 
-    Intervals, 95 %: where all corners have two trials or more, trials are drawn again within each corner. Otherwise
-    from the intervals of the corners' scores, which hold the choice of the faces: the four are taken as independent,
-    though they were scored on the same faces, which makes the interval too wide rather than too narrow; it does not
-    hold the luck of training.
+    Intervals, 95 %, are Student's over trials, each corner with its own variance; NaN where a corner that is used has a
+    single trial, since the luck of training is then unknown and no number of faces tells it.
     """
     kept = [(each, score) for each in with_depth(trials) if (score := outcome(each)) and math.isfinite(score.value)]
     depths = list(dict.fromkeys(each.values[DEPTH] for each, _ in kept))
@@ -74,7 +69,7 @@ def depth_by_data(
     if len(depths) < 2 or len(sizes) < 2:
         return DepthByData(*(_none(name, n, "depth or data size did not vary") for name in DepthByData._fields))
     corners = [
-        [score for each, score in kept if (each.values[DEPTH], each.values[DATA]) == (deep, size)]
+        [score.value for each, score in kept if (each.values[DEPTH], each.values[DATA]) == (deep, size)]
         for size in (sizes[0], sizes[-1])
         for deep in (depths[-1], depths[0])
     ]
@@ -86,18 +81,20 @@ def depth_by_data(
         "large": ((0, 0, 1, -1), f"{what} at {sizes[-1]} groups"),
         "interaction": ((1, -1, -1, 1), f"{what} at {sizes[0]} groups, minus the same at {sizes[-1]}"),
     }
-    return DepthByData(*(_contrast(name, corners, *sign, resamples) for name, sign in signs.items()))
+    return DepthByData(*(_contrast(name, corners, *sign) for name, sign in signs.items()))
 
 
 def of_family(members: Mapping[str, DepthByData]) -> DepthByData:
-    """Mean over a family's backbones; Student's 95 % interval over them, and of a single one its own."""
+    """Mean over a family's backbones with Student's 95 % interval over them, NaN from a single one."""
     from scipy.special import stdtrit
 
     found = []
     for place, name in enumerate(DepthByData._fields):
         scores = [each[place] for each in members.values() if math.isfinite(each[place].value)]
         if len(scores) < 2:
-            found.append(scores[0] if scores else _none(name, 0, "no backbone has it"))
+            how = "one backbone, no interval over backbones"
+            alone = [replace(score, low=math.nan, high=math.nan, how=f"{score.how}; {how}") for score in scores]
+            found += alone or [_none(name, 0, "no backbone has it")]
             continue
         values = np.array([score.value for score in scores])
         width = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / math.sqrt(len(values)))
@@ -121,26 +118,17 @@ def by_side(
     ]
 
 
-def _contrast(name: str, corners: list[list[Score]], signs: tuple[int, ...], what: str, resamples: int) -> Score:
-    used = [(sign, corner) for sign, corner in zip(signs, corners, strict=True) if sign]
-    value = sum(sign * float(np.mean(_values(corner))) for sign, corner in used)
+def _contrast(name: str, corners: list[list[float]], signs: tuple[int, ...], what: str) -> Score:
+    used = [(sign, np.array(corner)) for sign, corner in zip(signs, corners, strict=True) if sign]
+    value = sum(sign * float(corner.mean()) for sign, corner in used)
     n = sum(len(corner) for _, corner in used)
     if min(len(corner) for _, corner in used) > 1:
-        random = np.random.default_rng(0)
-        draws = sum(
-            sign * random.choice(_values(corner), (resamples, len(corner))).mean(axis=1) for sign, corner in used
-        )
-        low, high, note = percentile(draws)
-        note = note.replace("group resamples", "resamples of the trials within each corner")
+        variances = [corner.var(ddof=1) / len(corner) for _, corner in used]
+        width = half_width(variances, [len(corner) - 1 for _, corner in used])
+        note = "Student's 95 % interval over trials"
     else:
-        width = math.sqrt(sum(np.mean([(s.high - s.low) / 2 for s in corner]) ** 2 for _, corner in used))
-        low, high = value - width, value + width
-        note = "95 % interval over faces alone, from those of the scores, taken as independent: one trial in a corner"
-    return Score(name, value, low, high, False, n, f"{what}; {n} trials; {note}")
-
-
-def _values(scores: Sequence[Score]) -> NDArray[np.float64]:
-    return np.array([score.value for score in scores])
+        width, note = math.nan, "one trial in a corner, no interval"
+    return Score(name, value, value - width, value + width, False, n, f"{what}; {n} trials; {note}")
 
 
 def _none(name: str, n: int, why: str) -> Score:

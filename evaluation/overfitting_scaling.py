@@ -6,10 +6,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from evaluation.bootstrap import percentile
 from evaluation.score import Score
+from evaluation.welch import half_width
 
 FEWEST_SIZES = 3
 
@@ -26,14 +26,15 @@ class PowerLaw(NamedTuple):
         return self.scale * size**-self.exponent.value
 
 
-def power_law(size: ArrayLike, value: ArrayLike, *, resamples: int = 1000, seed: int = 0) -> PowerLaw:
+def power_law(size: ArrayLike, value: ArrayLike) -> PowerLaw:
     """Fit ``value = scale * size ** -exponent`` to the mean values at each size, by least squares of the logarithms
     (Hestness et al., Deep Learning Scaling is Predictable, Empirically, 2017).
 
     ``size`` ``(m,)`` training groups or samples of each trial, above 0; ``value`` ``(m,)`` its error (1 - AUC) or gap,
-    falling with more data if the exponent is positive. The 95 % interval is over resamples of the trials within each
-    size. NaN where there are fewer than three sizes or a mean is not above 0: no power law then. Raises ValueError on
-    misfitting shapes, NaN, infinity or a size of 0.
+    falling with more data if the exponent is positive. The 95 % interval is over the trials within each size: Student's
+    of the sum of log means that the exponent is, each with its own variance (to first order that of the mean over its
+    square); NaN where a size has a single trial. NaN altogether where there are fewer than three sizes or a mean is not
+    above 0: no power law then. Raises ValueError on misfitting shapes, NaN, infinity or a size of 0.
     """
     size, value = np.asarray(size, np.float64), np.asarray(value, np.float64)
     if size.shape != value.shape or size.ndim != 1 or not len(size):
@@ -49,26 +50,16 @@ def power_law(size: ArrayLike, value: ArrayLike, *, resamples: int = 1000, seed:
         why = f"fewer than {FEWEST_SIZES} sizes" if len(sizes) < FEWEST_SIZES else "a mean is not above 0"
         nothing = _exponent(math.nan, math.nan, math.nan, len(value), f"no power law: {why}; {what}")
         return PowerLaw(nothing, math.nan, by_size)
-    exponent, scale = _fit(sizes, means[None])
-    random = np.random.default_rng(seed)
-    drawn = np.column_stack([random.choice(part, (resamples, len(part))).mean(axis=1) for part in parts])
-    replicates = np.full(resamples, math.nan)
-    fits = (drawn > 0).all(axis=1)
-    replicates[fits] = _fit(sizes, drawn[fits])[0]
-    if max(map(len, parts)) == 1:
-        low, high, note = math.nan, math.nan, "one trial at each size, which has no interval"
-    else:
-        low, high, note = percentile(replicates)
-        note = note.replace("group resamples", "resamples of the trials")
-    return PowerLaw(_exponent(float(exponent[0]), low, high, len(value), f"{what}; {note}"), float(scale[0]), by_size)
-
-
-def _fit(sizes: NDArray[np.float64], means: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Exponents and scales, ``(r,)`` each, of mean values ``(r, sizes)``."""
     x, y = np.log(sizes), np.log(means)
-    centred = x - x.mean()
-    slope = y @ centred / (centred @ centred)
-    return -slope, np.exp(y.mean(axis=1) - slope * x.mean())
+    share = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    slope = float(share @ y)
+    if min(map(len, parts)) > 1:
+        variances = [part.var(ddof=1) / len(part) for part in parts] * (share / means) ** 2
+        width, note = half_width(variances, [len(part) - 1 for part in parts]), "Student's 95 % interval over trials"
+    else:
+        width, note = math.nan, "one trial at a size, no interval"
+    exponent = _exponent(-slope, -slope - width, -slope + width, len(value), f"{what}; {note}")
+    return PowerLaw(exponent, math.exp(y.mean() - slope * x.mean()), by_size)
 
 
 def _exponent(value: float, low: float, high: float, n: int, how: str) -> Score:

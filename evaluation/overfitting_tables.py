@@ -113,7 +113,8 @@ def memorisation_table(trials: Sequence[TrialResult]) -> Table:
 
 def verdict_table(trials: Sequence[TrialResult]) -> Table:
     """Each pretext family, then each backbone, against all others: test AUC of the recommended settings, and gap and
-    unseen AUC of all trials at equal validation AUC."""
+    unseen AUC of all trials at equal validation AUC. A family's intervals are over backbones; those of one backbone at
+    equal validation AUC are over trials, and speak of these backbones alone."""
     unseen = unseen_names(trials)
     gaps = gap_names(clean(trials))[:1]
     columns = [("Against all others", ""), ("Backbones", ""), ("Test AUC", "difference, recommended settings")]
@@ -121,16 +122,11 @@ def verdict_table(trials: Sequence[TrialResult]) -> Table:
     columns += [(f"AUC on {name}", "difference at equal validation AUC") for name in unseen]
     columns += [("Verdict", "")]
     rows = []
-    for label, members in _sides(trials):
+    for label, members, family in _sides(trials):
         best = _best(trials, members)
-        differences = [_at_equal(trials, members, lambda each, g=gap: _value(each.gaps, g)) for gap in gaps]
-        differences += [
-            _at_equal(
-                trials, members, lambda each, u=name: each.detection[u].value if u in each.detection else math.nan
-            )
-            for name in unseen
-        ]
-        words = in_words(best, differences[0]) if differences else ""
+        outcomes = [*(_gap(name) for name in gaps), *(_auc(name) for name in unseen)]
+        differences = [_at_equal(trials, members, outcome, family) for outcome in outcomes]
+        words = in_words(best, differences[0], family=family) if gaps else ""
         cells = [Cell(label, label), Cell(str(len(members)), len(members))]
         rows.append([*cells, *map(score_cell, [best, *differences]), Cell(words, words)])
     return Table("", columns, rows, [False] * len(rows), numeric_from=1)
@@ -144,16 +140,16 @@ def score_cell(score: Score | None) -> Cell:
     return Cell(f"{score.value:.3f}", score.value, interval, hint=f"n = {score.n}; {score.how}")
 
 
-def _sides(trials: Sequence[TrialResult]) -> list[tuple[str, set[str]]]:
-    """What is held against the rest: families, and backbones where a family has several; nothing that is all there
-    is."""
+def _sides(trials: Sequence[TrialResult]) -> list[tuple[str, set[str], bool]]:
+    """What is held against the rest, its backbones, and whether it is a family: families, then backbones; nothing that
+    is all there is."""
     names = backbones(clean(trials))
     families: dict[str, set[str]] = {}
     for each in clean(trials):
         families.setdefault(each.family, set()).add(each.backbone)
-    sides = [*((f"{family} (family)", members) for family, members in families.items())]
-    sides += [(name, {name}) for name in names]
-    return [(label, members) for label, members in sides if len(members) < len(names)]
+    sides = [(f"{family} (family)", members, True) for family, members in families.items()]
+    sides += [(name, {name}, False) for name in names]
+    return [side for side in sides if len(side[1]) < len(names)]
 
 
 def _best(trials: Sequence[TrialResult], members: set[str]) -> Score:
@@ -164,13 +160,22 @@ def _best(trials: Sequence[TrialResult], members: set[str]) -> Score:
     return mean_difference(*sides)
 
 
-def _at_equal(trials: Sequence[TrialResult], members: set[str], outcome: Outcome) -> Score:
+def _gap(name: str) -> Outcome:
+    return lambda each: _value(each.gaps, name)
+
+
+def _auc(name: str) -> Outcome:
+    return lambda each: each.detection[name].value if name in each.detection else math.nan
+
+
+def _at_equal(trials: Sequence[TrialResult], members: set[str], outcome: Outcome, family: bool) -> Score:
     kept = [each for each in clean(trials) if math.isfinite(outcome(each))]
     return at_equal_validation(
         [each.detection["validation"].value for each in kept],
         [outcome(each) for each in kept],
         [each.backbone for each in kept],
         [each.backbone in members for each in kept],
+        family=family,
     )
 
 

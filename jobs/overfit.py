@@ -17,7 +17,7 @@ from evaluation.score import Score
 from jobs import evaluate
 from jobs.subset import TRUE_LABEL
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised when the files hold other numbers than an earlier version wrote."""
 PARTS = ("curve", "last_gaps", "drops")
 
@@ -86,7 +86,7 @@ def _curve_scores(run: Path, validation: tuple[Any, Any, Any]) -> list[Score]:
 
 def _memorisation(train: Path, last: dict[str, Any]) -> list[Score]:
     """Nothing where the training set has its true labels."""
-    from evaluation.overfitting_curves import error_rate, memorisation, memorisation_above_error
+    from evaluation.overfitting_memorisation import memorisation
 
     shards = ShardSet.open(train)
     if TRUE_LABEL not in shards.column_names:
@@ -94,8 +94,8 @@ def _memorisation(train: Path, last: dict[str, Any]) -> list[Score]:
     true = (shards.column(TRUE_LABEL) == LABELS[1]).astype(int)
     if (true == shards.labels).all():
         return []
-    memorised, error = memorisation(true, true != shards.labels, last["train"][1]), error_rate(*last["validation"][:2])
-    return [memorised, error, memorisation_above_error(memorised, error)]
+    _, logit, group = last["train"]
+    return memorisation((true, logit, group), true != shards.labels, last["validation"])
 
 
 def read(run: Path) -> dict[str, list[Score]]:

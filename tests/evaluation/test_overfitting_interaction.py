@@ -2,7 +2,9 @@
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import t
 
 from evaluation.overfitting_interaction import (
     DATA,
@@ -18,6 +20,7 @@ from evaluation.overfitting_interaction import (
 from evaluation.overfitting_results import TrialResult
 from evaluation.results import find
 from evaluation.score import Score
+from tests.benchmarks.truth_overfitting import interaction_holds
 
 
 def make(gap, *, width=0.03, backbone="a", family="f", **values):
@@ -36,24 +39,28 @@ def by_mode(shift=0.0, **more):
     return [make(value + shift, mode=mode, train_groups=groups, **more) for (mode, groups), value in cells.items()]
 
 
-def test_the_interaction_of_one_trial_a_corner_by_hand():
+def test_the_interaction_of_one_trial_a_corner_has_no_interval():
     found = depth_by_data(by_mode(), gap)
-    # Depth costs .30 - .10 = .20 with 40 groups and .08 - .05 = .03 with 160: .17 more. Four independent scores of
-    # half-width .03 give .06, two of them .0424.
+    # Depth costs .30 - .10 = .20 with 40 groups and .08 - .05 = .03 with 160: .17 more.
     assert [score.value for score in found] == pytest.approx([0.20, 0.03, 0.17])
-    assert found.interaction.high - found.interaction.value == pytest.approx(0.06)
-    assert found.small.value - found.small.low == pytest.approx(0.03 * math.sqrt(2))
+    assert all(math.isnan(score.low) and math.isnan(score.high) for score in found)
     assert "full minus last_blocks at 40 groups, minus the same at 160" in found.interaction.how
-    assert "faces alone" in found.interaction.how
+    assert "one trial in a corner, no interval" in found.interaction.how
 
 
-def test_several_trials_in_each_corner_are_drawn_again():
+def test_several_trials_in_each_corner_by_hand():
     trials = [each for shift in (-0.01, 0.01) for each in by_mode(shift)]
     found = depth_by_data(trials, gap)
     assert found.interaction.value == pytest.approx(0.17)
-    # Each corner's mean is -.01, 0 or .01 away, with chances 1/4, 1/2 and 1/4: the extremes lie .04 off.
-    assert 0.17 - 0.0401 <= found.interaction.low < 0.17 < found.interaction.high <= 0.17 + 0.0401
-    assert "trials within each corner" in found.interaction.how
+    # Variance of each corner's mean .0002 / 2 = .0001 with one degree of freedom: of four, error .02 and four degrees.
+    assert found.interaction.high - 0.17 == pytest.approx(t.ppf(0.975, 4) * 0.02)
+    assert found.small.high - found.small.value == pytest.approx(t.ppf(0.975, 2) * 0.02 / math.sqrt(2))
+    assert "over trials" in found.interaction.how
+
+
+@pytest.mark.parametrize("trials", [2, 3, 5, 9])
+def test_the_interval_holds_the_truth_with_few_trials_too(trials):
+    assert 0.93 < np.mean([interaction_holds(trials, seed) for seed in range(1000)]) < 0.995
 
 
 def test_trials_with_flipped_labels_and_without_a_depth_are_left_out():
@@ -62,7 +69,8 @@ def test_trials_with_flipped_labels_and_without_a_depth_are_left_out():
         make(5.0, mode="lora", train_groups=40),
         make(5.0, mode="full", train_groups=None),
     ]
-    assert depth_by_data([*by_mode(), *others], gap) == depth_by_data(by_mode(), gap)
+    trials = [*by_mode(), *by_mode(0.01)]
+    assert depth_by_data([*trials, *others], gap) == depth_by_data(trials, gap)
 
 
 def test_depths_are_ordered_from_the_head_to_the_whole():
@@ -91,6 +99,8 @@ def test_a_family_is_the_mean_of_its_backbones_by_hand():
     # .17 and .19: mean .18, standard error .01, Student's quantile with one degree of freedom 12.706.
     assert found.interaction.value == pytest.approx(0.18)
     assert found.interaction.high - 0.18 == pytest.approx(0.12706, abs=1e-4)
-    assert of_family({"a": one}) == one
+    alone = of_family({"a": depth_by_data([each for shift in (0, 0.1) for each in by_mode(shift)], gap)})
+    assert alone.interaction.value == pytest.approx(0.17)
+    assert math.isnan(alone.interaction.low)  # a family is not one of its backbones
     sides = by_side([*by_mode(), *by_mode(backbone="b"), *by_mode(backbone="c", family="g")], gap)
     assert [name for name, _ in sides] == ["a", "b", "c", "f (family of 2)", "g (family of 1)"]

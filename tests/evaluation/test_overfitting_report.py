@@ -116,13 +116,16 @@ def test_a_sweep_without_a_finished_trial_still_has_a_report(trials):
 
 
 def test_the_tables_are_sorted_by_validation(trials):
-    lines = text_table(trials).splitlines()
-    assert len(lines) == 13
-    column = lines[0].split("  ").index("AUC validation") if "AUC validation" in lines[0].split("  ") else None
-    aucs = [float(re.findall(r"0\.\d{3}", line)[-5]) for line in lines[1:]]  # train, validation, test, resample, gap
-    assert column is None or column > 0
-    assert len(aucs) == 12
-    assert markdown(trial_table(finished(trials))).count("\n") == 13
+    given = [each.detection["validation"].value for each in finished(trials)]
+    best_first = sorted(given, reverse=True)
+    assert given != best_first
+    head, *lines = text_table(trials).splitlines()
+    start = head.index("AUC validation")
+    assert [line[start:].split()[0] for line in lines] == [f"{auc:.3f}" for auc in best_first]
+    table = trial_table(finished(trials))
+    column = table.columns.index(("AUC ↑", "validation"))
+    assert [row[column].sort for row in table.rows] == best_first
+    assert markdown(table).count("\n") == 13  # a line for each of twelve trials below the head and its rule
 
 
 def test_the_surface_averages_what_is_not_on_its_axes(trials):
