@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.coefficients import COEFFICIENTS
 from evaluation.inversion import interval
 from evaluation.score import Score
+from evaluation.welch import half_width
 
 LEAST = 4  # backbones; with fewer, no order is rarer than once in twenty
 
@@ -188,7 +189,7 @@ def family_means(values: ArrayLike, families: Sequence[str]) -> list[Score]:
     scores = []
     for family in np.unique(families):
         found = values[families == family]
-        width = _student(len(found) - 1) * math.sqrt(_mean_variance(found)) if len(found) > 1 else math.nan
+        width = half_width([_mean_variance(found)], [len(found) - 1]) if len(found) > 1 else math.nan
         how = f"mean over {len(found)} backbone(s); " + (
             "95 % Student's interval over backbones" if len(found) > 1 else "no interval from one backbone"
         )
@@ -210,10 +211,7 @@ def claim(name: str, a: ArrayLike, b: ArrayLike) -> tuple[Score, str]:
     if min(len(a), len(b)) < 2:
         score = Score(name, value, math.nan, math.nan, True, n, f"{how}; no interval from one backbone")
         return score, verdict(score)
-    parts = [_mean_variance(side) for side in (a, b)]
-    total = sum(parts)
-    freedom = total**2 / sum(v**2 / (len(side) - 1) for v, side in zip(parts, (a, b), strict=True)) if total else 1
-    width = _student(freedom) * math.sqrt(total)
+    width = half_width([_mean_variance(side) for side in (a, b)], [len(a) - 1, len(b) - 1])
     score = Score(name, value, value - width, value + width, True, n, f"{how}; Welch's 95 % interval")
     return score, verdict(score)
 
@@ -240,12 +238,6 @@ def backbones_per_side(a: ArrayLike, b: ArrayLike, power: float = 0.8) -> int | 
     freedom = (n - 1) * (va + vb) ** 2 / (va**2 + vb**2)
     shown = 1 - nctdtr(freedom, difference / np.sqrt((va + vb) / n), stdtrit(freedom, 0.975))
     return int(n[(shown >= power).argmax()]) if (shown >= power).any() else None
-
-
-def _student(freedom: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 0.975))
 
 
 def _mean_variance(values: NDArray[np.float64]) -> float:
