@@ -259,8 +259,9 @@ def _write_manifest(plan: Plan, records: list[dict[str, Any]]) -> None:
 
 @dataclass
 class PackConfig:
-    """Pack a face table (CSV, Parquet) or a folder tree (real/…, fake/[METHOD/]…) into shard sets, one per split.
+    """Pack a face table (CSV, Parquet) or a folder tree into shard sets, one per split.
 
+    A folder tree is real/VIDEO/… and fake/METHOD/VIDEO/…, or without videos real/… and fake/[METHOD/]…
     Splits are those of the table, else made from the fractions: no group straddles, labels and methods are balanced.
     """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -130,6 +130,7 @@ def _of_rows(rows: Iterator[dict[str, str]], base: str | Path, nothing: str) -> 
 
 
 def _walk_tree(folder: Path, dataset: str) -> Iterator[dict[str, str]]:
+    videos = ""  # a folder of real images
     for label in LABELS:
         top = folder / label
         if not top.is_dir():
@@ -138,14 +139,23 @@ def _walk_tree(folder: Path, dataset: str) -> Iterator[dict[str, str]]:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             below = Path(parent).relative_to(top).parts
             method, above = (PRISTINE, below) if label == "real" else (below[0] if below else "unknown", below[1:])
-            for name in sorted(files):
-                stem, extension = os.path.splitext(name)
-                if extension.lower() in FORMATS and not name.startswith("."):
-                    group = "/".join(above) or stem
-                    path = os.path.abspath(os.path.join(parent, name))
-                    if re.search("[\ud800-\udfff]", path):  # how Python writes bytes that are not UTF-8
-                        raise InputError(f"the file name {path!r} is not UTF-8; rename the file")
-                    yield {"path": path, "label": label, "method": method, "group": group, "dataset": dataset}
+            images = [name for name in sorted(files) if _is_one_of(FORMATS, name)]
+            if images and label == "real" and below:
+                videos = videos or parent
+            if images and label == "fake" and videos and len(below) == 1:  # each frame would be a group of its own
+                raise InputError(
+                    f"is {parent} a method or a video? {videos} is a video, so fakes are fake/METHOD/VIDEO/…"
+                )
+            for name in images:
+                group = "/".join(above) or os.path.splitext(name)[0]
+                path = os.path.abspath(os.path.join(parent, name))
+                if re.search("[\ud800-\udfff]", path):  # how Python writes bytes that are not UTF-8
+                    raise InputError(f"the file name {path!r} is not UTF-8; rename the file")
+                yield {"path": path, "label": label, "method": method, "group": group, "dataset": dataset}
+
+
+def _is_one_of(kinds: Container[str], name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in kinds and not name.startswith(".")
 
 
 def _open_table(source: Path) -> FaceBatches:

@@ -56,28 +56,45 @@ def test_root_and_dataset(faces_csv, tmp_path):
         read_faces(faces_csv, dataset="other")
 
 
-def test_folder_tree(tmp_path):
-    for name in (
-        "real/a.jpg",
-        "real/v1/0.png",
-        "fake/a.jpg",
-        "fake/swap/a.jpeg",
-        "fake/swap/v1/x/0.webp",
-        "fake/.h.jpg",
-    ):
-        path = tmp_path / "tree" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-    (tmp_path / "tree" / "real" / "notes.txt").write_text("no image")
-    faces = read_faces(tmp_path / "tree")
-    faces["path"] = [path.removeprefix(f"{tmp_path}/tree/") for path in faces["path"]]
-    assert [tuple(row) for row in faces.itertuples(index=False)] == [
+def tree(folder, *names):
+    """A folder tree with these files."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def rows_of(source):
+    faces = read_faces(source)
+    faces["path"] = [os.path.relpath(path, source) for path in faces["path"]]
+    return list(faces.itertuples(index=False, name=None))
+
+
+def test_folder_tree_of_videos(tmp_path):
+    names = "real/a.jpg", "real/v1/0.png", "fake/a.jpg", "fake/swap/v1/x/0.webp", "fake/.h.jpg", "real/notes.txt"
+    assert rows_of(tree(tmp_path / "tree", *names)) == [
         ("real/a.jpg", "real", "pristine", "a", "tree"),
         ("real/v1/0.png", "real", "pristine", "v1", "tree"),
         ("fake/a.jpg", "fake", "unknown", "a", "tree"),
-        ("fake/swap/a.jpeg", "fake", "swap", "a", "tree"),
         ("fake/swap/v1/x/0.webp", "fake", "swap", "v1/x", "tree"),
     ]
+
+
+def test_folder_tree_without_videos(tmp_path):
+    assert rows_of(tree(tmp_path / "tree", "real/a.jpg", "fake/a.jpg", "fake/swap/a.jpeg")) == [
+        ("real/a.jpg", "real", "pristine", "a", "tree"),
+        ("fake/a.jpg", "fake", "unknown", "a", "tree"),
+        ("fake/swap/a.jpeg", "fake", "swap", "a", "tree"),
+    ]
+
+
+def test_frames_of_a_fake_video_are_not_taken_for_groups_of_their_own(tmp_path):
+    """fake/VIDEO/FRAME with the method left out: every frame would be a group, and the video in all splits."""
+    frames = [f"{video}/{frame}.png" for video in ("real/v1", "real/v2", "fake/v1", "fake/v2") for frame in range(3)]
+    with pytest.raises(
+        InputError, match=r"is .*fake/v1 a method or a video\? .*/real/v1 is a video, so fakes are fake/"
+    ):
+        read_faces(tree(tmp_path, *frames))
 
 
 def test_file_name_that_is_not_utf8(tmp_path):
