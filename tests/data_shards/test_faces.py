@@ -97,6 +97,38 @@ def test_frames_of_a_fake_video_are_not_taken_for_groups_of_their_own(tmp_path):
         read_faces(tree(tmp_path, *frames))
 
 
+def test_pictures_of_other_kinds_are_not_left_out_without_a_word(tmp_path):
+    source = tree(
+        tmp_path, "real/a.jpg", "real/b.bmp", "fake/a.jpg", "fake/swap/c.TIFF", "fake/.d.gif", "fake/list.txt"
+    )
+    with pytest.raises(InputError, match=r"has 2 pictures of kinds that are not read, such as .*real/b\.bmp; convert"):
+        read_faces(source)
+
+
+def test_a_folder_is_not_read_twice_through_links(tmp_path):
+    source = tree(tmp_path, "real/v1/a.jpg", "fake/swap/v1/a.jpg")
+    (source / "fake" / "swap" / "v1" / "up").symlink_to(source / "fake")  # a loop
+    with pytest.raises(InputError, match=r"fake/swap/v1/up is the folder .*/fake once more; remove the link"):
+        read_faces(source)
+    (source / "fake" / "swap" / "v1" / "up").unlink()
+    (source / "real" / "v2").symlink_to(source / "real" / "v1")
+    with pytest.raises(InputError, match=r"real/v2 is the folder .*/real/v1 once more"):
+        read_faces(source)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    source, scandir = tree(tmp_path, "real/v1/a.jpg", "real/v2/a.jpg", "fake/swap/v1/a.jpg"), os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("v2"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the rights of a file do not stop root
+    with pytest.raises(InputError, match=r"the folder .*real/v2 cannot be read: Permission denied"):
+        read_faces(source)
+
+
 def test_file_name_that_is_not_utf8(tmp_path):
     for label in ("real", "fake"):
         (tmp_path / label).mkdir()
