@@ -40,8 +40,9 @@ def read_faces(
 
     A folder tree is ``SOURCE/real/…`` and ``SOURCE/fake/[METHOD/]…``. A folder below that is the group (a video); an
     image that lies directly there is its own group, named by its stem, so that a real image and the fakes of the same
-    stem tie. Where ``real/`` has folders, images directly in ``fake/X/`` are an error: X may be a video whose METHOD
-    was left out, and its frames would be groups of their own.
+    stem tie. Groups are named ``DATASET:NAME``: equal names in trees of two datasets do not tie. Where ``real/`` has
+    folders, images directly in ``fake/X/`` are an error: X may be a video whose METHOD was left out, and its frames
+    would be groups of their own.
 
     Args:
         source: the table, or the folder.

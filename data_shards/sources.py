@@ -157,7 +157,7 @@ def _walk_tree(folder: Path, dataset: str) -> Iterator[dict[str, str]]:
                     f"is {parent} a method or a video? {videos} is a video, so fakes are fake/METHOD/VIDEO/…"
                 )
             for name in images:
-                group = "/".join(above) or os.path.splitext(name)[0]
+                group = f"{dataset}:{'/'.join(above) or os.path.splitext(name)[0]}"  # another tree has other people
                 path = os.path.abspath(os.path.join(parent, name))
                 if re.search("[\ud800-\udfff]", path):  # how Python writes bytes that are not UTF-8
                     raise InputError(f"the file name {path!r} is not UTF-8; rename the file")

@@ -24,7 +24,8 @@ def check(sets: Mapping[str, Path]) -> None:
             if shared:
                 raise InputError(
                     f"group {min(shared)!r} is in both {first!r} and {second!r}, which would leak; pack the faces "
-                    "again with python -m data_shards.pack, which keeps groups together"
+                    "again with python -m data_shards.pack, which keeps groups together; where equal names are of "
+                    "different people, begin them with the name of the dataset"
                 )
 
 

@@ -73,19 +73,28 @@ def rows_of(source):
 def test_folder_tree_of_videos(tmp_path):
     names = "real/a.jpg", "real/v1/0.png", "fake/a.jpg", "fake/swap/v1/x/0.webp", "fake/.h.jpg", "real/notes.txt"
     assert rows_of(tree(tmp_path / "tree", *names)) == [
-        ("real/a.jpg", "real", "pristine", "a", "tree"),
-        ("real/v1/0.png", "real", "pristine", "v1", "tree"),
-        ("fake/a.jpg", "fake", "unknown", "a", "tree"),
-        ("fake/swap/v1/x/0.webp", "fake", "swap", "v1/x", "tree"),
+        ("real/a.jpg", "real", "pristine", "tree:a", "tree"),
+        ("real/v1/0.png", "real", "pristine", "tree:v1", "tree"),
+        ("fake/a.jpg", "fake", "unknown", "tree:a", "tree"),
+        ("fake/swap/v1/x/0.webp", "fake", "swap", "tree:v1/x", "tree"),
     ]
 
 
 def test_folder_tree_without_videos(tmp_path):
     assert rows_of(tree(tmp_path / "tree", "real/a.jpg", "fake/a.jpg", "fake/swap/a.jpeg")) == [
-        ("real/a.jpg", "real", "pristine", "a", "tree"),
-        ("fake/a.jpg", "fake", "unknown", "a", "tree"),
-        ("fake/swap/a.jpeg", "fake", "swap", "a", "tree"),
+        ("real/a.jpg", "real", "pristine", "tree:a", "tree"),
+        ("fake/a.jpg", "fake", "unknown", "tree:a", "tree"),
+        ("fake/swap/a.jpeg", "fake", "swap", "tree:a", "tree"),
     ]
+
+
+def test_equal_names_of_two_trees_are_not_one_group(tmp_path):
+    groups = []
+    for name in ("ours", "theirs"):
+        tree(tmp_path / name, "real/00000.png", "fake/00000.png")
+        groups += [{row[3] for row in rows_of(tmp_path / name)}]
+    assert groups == [{"ours:00000"}, {"theirs:00000"}]
+    assert set(read_faces(tmp_path / "theirs", dataset="ours")["group"]) == {"ours:00000"}  # parts of one dataset tie
 
 
 def test_frames_of_a_fake_video_are_not_taken_for_groups_of_their_own(tmp_path):
