@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_shards.command import InputError, nearest
-from data_shards.table import NewFile, Shuffle, Tally, listed_twice
+from data_shards.table import ROW, NewFile, Shuffle, Tally, listed_twice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -276,7 +276,7 @@ def _check_videos(videos: Shuffle, groups: pd.Series) -> None:
 
     several = []
     for table in videos.tables():
-        rows = table.drop_columns(["row"]).to_pandas().drop_duplicates()
+        rows = table.drop_columns([ROW]).to_pandas().drop_duplicates()
         several.append(rows[rows["video"].duplicated(keep=False)])
     if not several or not any(map(len, several)):
         return

@@ -199,6 +199,18 @@ def test_the_first_wrong_row_is_named_across_batches(faces_csv, tmp_path, batche
         check_faces(faces.assign(video=["v" if row in (11, 12) else f"{row}" for row in range(30)]))
 
 
+def test_columns_of_any_name_are_carried(faces_csv, tmp_path):
+    names = ["row", "rank", "images", "component", "count_all", "number", "position"]
+    faces = read_faces(faces_csv).assign(video=[f"{row}" for row in range(30)], **dict.fromkeys(names, range(30)))
+    with pytest.raises(InputError, match=r"row 3 lists .* a second time"):
+        check_faces(pd.concat([faces[:2], faces[1:]], ignore_index=True))
+    sets = pack(faces, faces_csv.parent, tmp_path, **OPTIONS)
+    for found in map(ShardSet.open, sets.values()):
+        paths = [str(faces_csv.parent / path) for path in found.column("path")]
+        assert [faces["path"].tolist().index(path) for path in paths] == found.column("row").tolist()
+        assert all(found.column("row").tolist() == found.column(name).tolist() for name in names)
+
+
 def test_a_csv_without_rows(tmp_path):
     (tmp_path / "faces.csv").write_text("path,label,method,group,dataset,frame\n")
     with pytest.raises(InputError, match="the face table has no rows"):
@@ -251,7 +263,7 @@ def test_shuffle_keeps_rows_of_one_value_together(tmp_path, batches):
         shuffle = Shuffle("key", 0, new_file)
         for first in range(0, 60, 3):
             shuffle.add(pa.table({"key": [f"{n % 20}" for n in range(first, first + 3)]}))
-        found = [(part["key"].to_pylist(), part["row"].to_pylist()) for part in shuffle.tables()]
+        found = [(part["key"].to_pylist(), part[table.ROW].to_pylist()) for part in shuffle.tables()]
     assert sorted(row for _, rows in found for row in rows) == list(range(60))
     for keys, rows in found:
         assert sorted(keys.count(key) for key in set(keys)) == [3] * len(set(keys))
