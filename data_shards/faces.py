@@ -235,26 +235,32 @@ def _wrong_values(faces: pd.DataFrame, first: int) -> Iterator[tuple[int, str]]:
     empty = {name: rows for name, rows in empty.items() if rows.any()}
     if empty:  # the other kinds cannot be told
         for name, rows in empty.items():
-            yield COLUMNS.index(name), f"row {first + _first(rows) + 1} has no {name}; every image needs one"
+            yield COLUMNS.index(name), f"{_place(faces, _first(rows), first)} has no {name}; every image needs one"
         return
     bad = ~faces["label"].isin(LABELS)
     if bad.any():
         row = _first(bad)
         known = ", ".join(LABELS)
-        yield len(COLUMNS), f"row {first + row + 1} has label {faces['label'].iloc[row]!r}; known: {known}"
+        yield len(COLUMNS), f"{_place(faces, row, first)} has label {faces['label'].iloc[row]!r}; known: {known}"
     crossed = (faces["label"] == "real") != (faces["method"] == PRISTINE)
     if crossed.any():
         row = _first(crossed)
         label, method = faces["label"].iloc[row], faces["method"].iloc[row]
         rule = f"real images, and only they, are {PRISTINE!r}"
-        yield len(COLUMNS) + 1, f"row {first + row + 1} is {label} with method {method!r}; {rule}"
+        yield len(COLUMNS) + 1, f"{_place(faces, row, first)} is {label} with method {method!r}; {rule}"
+
+
+def _place(faces: pd.DataFrame, row: int, first: int) -> str:
+    """Number and path of a row: the number alone does not find it where only a part of the table is taken."""
+    path = faces["path"].iloc[row]
+    return f"row {first + row + 1} ({path})" if isinstance(path, str) and path else f"row {first + row + 1}"
 
 
 def _wrong_video(faces: pd.DataFrame, first: int) -> str | None:
     empty = faces["video"].isna() | (faces["video"] == "")
     if not empty.any():
         return None
-    return f"row {first + _first(empty) + 1} has no video while others have; give all or none"
+    return f"{_place(faces, _first(empty), first)} has no video while others have; give all or none"
 
 
 def _wrong_split(faces: pd.DataFrame, first: int) -> str | None:
@@ -262,9 +268,9 @@ def _wrong_split(faces: pd.DataFrame, first: int) -> str | None:
     if not bad.any():
         return None
     row = _first(bad)
-    value, place = faces["split"].iloc[row], f"row {first + row + 1}"
+    value, place = faces["split"].iloc[row], _place(faces, row, first)
     if value is None or value != value or value == "":
-        return f"{place} ({faces['path'].iloc[row]}) has no split while others have; give all or none"
+        return f"{place} has no split while others have; give all or none"
     return f"{place} has split {value!r}{nearest(str(value), SPLITS)}"
 
 

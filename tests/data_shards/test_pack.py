@@ -277,6 +277,16 @@ def test_command_packs_one_dataset_of_a_table(faces_csv, tmp_path, capsys):
         pack_command(PackConfig(str(faces_csv), str(tmp_path / "no"), only="secnd"))
 
 
+def test_a_mistake_in_one_dataset_of_a_table_is_found_by_its_path(faces_csv, tmp_path):
+    """Row 3 of the dataset is row 15 of the table."""
+    table = pd.read_csv(faces_csv, dtype=str)
+    table["dataset"] = np.where(table["group"] < "g0004", "first", "second")
+    table.loc[14, "label"] = "wrong"
+    table.to_csv(faces_csv, index=False)
+    with pytest.raises(InputError, match=r"row 3 \(warp/g0004\.jpg\) has label 'wrong'"):
+        pack_command(PackConfig(str(faces_csv), str(tmp_path / "out"), only="second", workers=1))
+
+
 @pytest.mark.parametrize(("name", "size"), [("000000001.jpg", 12345), ("999999999.json", 0), ("000000000.webp", 2**28)])
 def test_headers_are_those_of_tarfile(name, size):
     member = tarfile.TarInfo(name)
