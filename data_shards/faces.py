@@ -225,7 +225,7 @@ def _check_pixels(height: int, width: int) -> None:
         raise ValueError(f"{width}x{height} pixels are more than the limit of {MAX_PIXELS}")
 
 
-_KINDS = (*COLUMNS, "unknown label", "method of the other label")
+_KINDS = (*COLUMNS, "unknown label", "method of the other label", "id of a group")
 """Of wrong values, in the order in which they are named."""
 
 
@@ -248,6 +248,17 @@ def _wrong_values(faces: pd.DataFrame, first: int) -> Iterator[tuple[int, str]]:
         label, method = faces["label"].iloc[row], faces["method"].iloc[row]
         rule = f"real images, and only they, are {PRISTINE!r}"
         yield len(COLUMNS) + 1, f"{_place(faces, row, first)} is {label} with method {method!r}; {rule}"
+    unclear = [name for name in faces["group"].unique() if not all(map(_is_id, str(name).split("|")))]
+    if unclear:
+        row = _first(faces["group"].isin(unclear))
+        group, rule = faces["group"].iloc[row], "join ids with | alone, as in 'a|b'"
+        reason = "where an id is empty or has blanks around it"
+        yield len(COLUMNS) + 2, f"{_place(faces, row, first)} has group {group!r}, {reason}; {rule}"
+
+
+def _is_id(text: str) -> bool:
+    """Whether all who read it agree what it names."""
+    return text != "" and text == text.strip()
 
 
 def _place(faces: pd.DataFrame, row: int, first: int) -> str:

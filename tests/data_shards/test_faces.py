@@ -181,6 +181,13 @@ def replaced(column, row, value):
         (replaced("method", 0, "swap"), r"row 1 .*g0000.jpg. is real with method 'swap'"),
         (replaced("method", 1, "pristine"), r"row 2 .*g0000.jpg. is fake with method 'pristine'"),
         (replaced("group", 2, ""), r"row 3 .*g0000.jpg. has no group"),
+        (
+            replaced("group", 2, "g0|"),
+            r"row 3 \(.*g0000.jpg\) has group 'g0\|', where an id is empty or has blanks around it; join",
+        ),
+        (replaced("group", 4, "g0||g1"), "row 5 .*an id is empty"),
+        (replaced("group", 4, "g0 | g1"), "row 5 .*'g0 . g1', where an id is empty or has"),
+        (replaced("group", 4, " g0"), "row 5 .*' g0', where an id is empty or has"),
         (replaced("dataset", 5, None), r"row 6 .*g0001.jpg. has no dataset"),
         (replaced("path", 2, "gone.jpg"), "row 3: there is no file .*gone.jpg"),
         (replaced("path", 2, "a.bmp"), "row 3: a.bmp is none of .jpg"),
