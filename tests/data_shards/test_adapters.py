@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -17,11 +18,12 @@ from data_shards.pack import PackConfig, pack_command
 
 
 def images(root, *folders):
-    """Two face crops in each folder."""
-    for number, folder in enumerate(folders):
+    """Two face crops in each folder, of which no two are alike."""
+    for folder in folders:
         (root / folder).mkdir(parents=True)
         for frame in range(2):
-            Image.new("RGB", (16, 16), (8 * number, 99 * frame, 0)).save(root / folder / f"{frame:03d}.jpg")
+            path = root / folder / f"{frame:03d}.png"
+            Image.frombytes("L", (4, 8), hashlib.sha256(str(path).encode()).digest()).save(path)
 
 
 def rows(faces, *columns):
@@ -144,7 +146,7 @@ def test_faceforensics_packs_one_compression(faceforensics, tmp_path):
     pack_command(config)
     found = ShardSet.open(tmp_path / "out" / "test")
     assert found.manifest["datasets"] == {"ff++-c40": 12}  # 4 reals and 2 fakes, 2 images each
-    assert "original_sequences/youtube/c40/frames/078/000.jpg" in found.column("path")
+    assert "original_sequences/youtube/c40/frames/078/000.png" in found.column("path")
     assert "ff++-c40:Deepfakes/078_955" in found.videos
 
 
@@ -218,7 +220,7 @@ def test_dfdc_test(tmp_path):
 
 
 def listed(folder, label):
-    return {"label": label, "frames": [f"{folder}/{frame:03d}.jpg" for frame in range(2)]}
+    return {"label": label, "frames": [f"{folder}/{frame:03d}.png" for frame in range(2)]}
 
 
 def test_deepfakebench_faceforensics(tmp_path):
