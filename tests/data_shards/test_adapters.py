@@ -298,6 +298,69 @@ def test_deepfakebench_ties_a_fake_to_its_real(tmp_path, dataset, label, real, f
         check_splits(faces)
 
 
+DEEPER = {
+    "DF_real": ["DeeperForensics-1.0/source_videos/M101/frames/M101_light_uniform_neutral_camera_front"],
+    "DF_fake": ["DeeperForensics-1.0/manipulated_videos/end_to_end/frames/000_M101"],
+}
+PREVIEW = {
+    "DFDCP_Real": ["DFDCP/original_videos/frames/1003254_A_001", "DFDCP/original_videos/frames/1003254_A_002"],
+    "DFDCP_FakeA": ["DFDCP/method_A/frames/1255229_1003254_A_001"],
+    "DFDCP_FakeB": ["DFDCP/method_B/frames/1255229_1003254_A_002"],
+}
+
+
+def deepfakebench(folder, dataset, labels):
+    """A JSON file as DeepfakeBench writes it, all in the test split."""
+    content = {
+        label: {"train": {}, "val": {}, "test": {name.split("/")[-1]: listed(name, label) for name in names}}
+        for label, names in labels.items()
+    }
+    (folder / f"{dataset}.json").write_text(json.dumps({dataset: content}))
+    return folder / f"{dataset}.json"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels", "groups"),
+    [
+        ("DeeperForensics-1.0", DEEPER, ["deeperforensics:M101", "ff++:000|deeperforensics:M101"]),
+        (
+            "DFDCP",
+            PREVIEW,
+            ["dfdcp:1003254_A_001", "dfdcp:1003254_A_002", "dfdcp:1003254_A_001", "dfdcp:1003254_A_002"],
+        ),
+    ],
+)
+def test_deepfakebench_ties_fakes_to_their_sources_by_name(tmp_path, dataset, labels, groups):
+    faces = read_faces(deepfakebench(tmp_path, dataset, labels), layout="deepfakebench-test")
+    assert [group for group, _ in rows(faces, "group", "video")] == groups
+    check_videos(faces)
+    fake = next(label for label in labels if "ake" in label)
+    file = deepfakebench(tmp_path, dataset, {**labels, fake: ["some/frames/other_name"]})
+    with pytest.raises(
+        InputError, match=f"{dataset}.json: {fake} some/frames/other_name is not named like .* its source"
+    ):
+        read_faces(file, layout="deepfakebench-test")
+
+
+def test_deeperforensics_is_not_unseen_after_training_on_its_targets(faceforensics, tmp_path):
+    """Target 100 is in the training set of FaceForensics++, target 078 in its test set."""
+    from jobs import leaks
+
+    pack_command(
+        PackConfig(str(faceforensics), str(tmp_path / "ff"), layout="faceforensics", only="ff++-c23", workers=1)
+    )
+    known = {split: tmp_path / "ff" / split for split in ("train", "validation", "test")}
+    for target in ("078", "100"):
+        labels = {"DF_real": DEEPER["DF_real"], "DF_fake": [f"DF/frames/{target}_M101"]}
+        (tmp_path / target).mkdir()
+        images(tmp_path / target, *labels["DF_real"], *labels["DF_fake"])
+        file = deepfakebench(tmp_path / target, "DeeperForensics-1.0", labels)
+        pack_command(PackConfig(str(file), str(tmp_path / target / "out"), layout="deepfakebench-test", workers=1))
+    leaks.check({**known, "unseen": tmp_path / "078" / "out" / "test"})
+    with pytest.raises(InputError, match=r"group 'ff\+\+:100' is in both 'train' and 'unseen'"):
+        leaks.check({**known, "unseen": tmp_path / "100" / "out" / "test"})
+
+
 def test_deepfakebench_video_without_a_key(tmp_path):
     """DFDC's "val" holds one video directly; it is named by its folder and stays in the split that lists it."""
     content = {
