@@ -112,6 +112,23 @@ def test_faceforensics_clean_ties_all_sequences_of_a_video(faceforensics):
         read_faces(faceforensics, layout="faceforensics-clean")
 
 
+def test_faceforensics_clean_drops_the_same_pairs_with_and_without_the_list_of_videos(faceforensics):
+    """Official: 606 and 605 (in training) are of one video, and 567 and 566 of another; (606, 567) and (566, 617) are
+    validation pairs. Here 078, of the touched pair (078, 955), and 300, of (300, 301), are of one video."""
+    known = read_faces(faceforensics, layout="faceforensics-clean")
+    videos = {"954": "yv-f 0", "955": "yv-f 1", "078": "lB 0", "300": "lB 1", "301": "a 0", "100": "b 0"}
+    (faceforensics / "conversion_dict.json").write_text(json.dumps(videos))
+    listed = read_faces(faceforensics, layout="faceforensics-clean")
+    check_faces(listed)
+    assert listed["path"].tolist() == known["path"].tolist()
+    test = listed[listed["split"] == "test"]
+    assert set(test["group"].str.replace("|ff++:youtube:lB", "")) == {
+        *("ff++:300", "ff++:301", "ff++:300|ff++:301", "ff++:301|ff++:300"),
+    }
+    of_training = {name for group in listed.loc[listed["split"] == "train", "group"] for name in group.split("|")}
+    assert of_training.isdisjoint(name for group in test["group"] for name in group.split("|"))
+
+
 def test_a_partial_copy_is_read_with_a_warning(faceforensics, caplog, monkeypatch):
     read_faces(faceforensics, layout="faceforensics")
     assert (
@@ -191,7 +208,7 @@ def test_dfdc(tmp_path):
     metadata = {
         "aa.mp4": {"label": "FAKE", "split": "train", "original": "bb.mp4"},
         "bb.mp4": {"label": "REAL", "split": "train"},
-        "cc.mp4": {"label": "FAKE", "split": "train"},
+        "cc.mp4": {"label": "FAKE", "split": "train", "original": "not-here.mp4"},
     }
     for part in ("dfdc_train_part_0", "dfdc_train_part_1"):
         images(tmp_path / "train" / part, *(f"frames/{name}" for name in ("aa", "bb", "cc")))
@@ -203,10 +220,13 @@ def test_dfdc(tmp_path):
     assert rows(faces, "label", "method", "group", "dataset", "video") == [
         ("fake", "dfdc", "dfdc:bb", "dfdc", "dfdc:aa"),
         ("real", "pristine", "dfdc:bb", "dfdc", "dfdc:bb"),
-        ("fake", "dfdc", "dfdc:cc", "dfdc", "dfdc:cc"),
+        ("fake", "dfdc", "dfdc:not-here", "dfdc", "dfdc:cc"),
     ]
     images(tmp_path / "train" / "dfdc_train_part_1", "frames/zz")
     with pytest.raises(InputError, match=r"does not say whether zz\.mp4"):
+        read_faces(tmp_path, layout="dfdc")
+    (tmp_path / "train" / "dfdc_train_part_1" / "metadata.json").write_text(json.dumps({"aa.mp4": {"label": "FAKE"}}))
+    with pytest.raises(InputError, match=r"part_1/metadata\.json does not name the original of aa\.mp4"):
         read_faces(tmp_path, layout="dfdc")
 
 
