@@ -212,12 +212,19 @@ def _check_by_pillow(data: bytes, kind: str) -> tuple[int, int]:
             if image.format != kind:
                 raise ValueError(f"the content is {image.format}, the name says {kind}")
             _check_pixels(height, width)
+            check_depth(image.mode)
             image.verify()  # the checksums of a PNG, to its end; leaves the image unusable
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             image.load()
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises on broken files
         raise ValueError(f"not a readable image: {error}") from None
     return height, width
+
+
+def check_depth(mode: str) -> None:
+    """ValueError if pictures of this mode of Pillow (I, I;16, I;16B, F) are not what models are trained on."""
+    if mode.startswith(("I", "F")):
+        raise ValueError(f"mode {mode} has more than 8 bits a channel; convert it to 8")
 
 
 def _check_pixels(height: int, width: int) -> None:

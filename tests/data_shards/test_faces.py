@@ -258,6 +258,18 @@ def test_without_decoding_a_cut_is_still_found():
         check_image(whole[:-700] + bytes(600) + whole[-100:], ".jpg")
 
 
+def test_a_picture_that_no_loader_reads_is_not_packed():
+    """16 bits a channel."""
+    grey = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(grey, "PNG")
+    with pytest.raises(ValueError, match="mode I;16 has more than 8 bits a channel; convert it to 8"):
+        check_image(grey.getvalue(), ".png")
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        flat = io.BytesIO()
+        Image.new(mode, (8, 8)).save(flat, "PNG")
+        assert check_image(flat.getvalue(), ".png", decode=False) == (8, 8)
+
+
 def test_name_must_say_what_the_content_is():
     with pytest.raises(ValueError, match="the content is PNG, the name says JPEG"):
         check_image(encoded("PNG"), ".jpg")
