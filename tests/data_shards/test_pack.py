@@ -277,6 +277,25 @@ def test_command_packs_one_dataset_of_a_table(faces_csv, tmp_path, capsys):
         pack_command(PackConfig(str(faces_csv), str(tmp_path / "no"), only="secnd"))
 
 
+def test_too_few_groups_for_the_wanted_splits(make_faces, tmp_path):
+    """Of two groups one is left for two splits; of ten, tied to each other, nothing is left for the second split."""
+    table = make_faces(2)
+    with pytest.raises(
+        InputError, match=r"2 independent groups are too few for train=0\.6 validation=0\.2 test=0\.2: none"
+    ):
+        pack(read_faces(table), table.parent, tmp_path / "out", workers=1)
+    faces = read_faces(make_faces(10, name="ten"))
+    tied = faces.assign(group=faces["group"] + "|all")
+    halves = {"train": 0.5, "test": 0.5}
+    with pytest.raises(InputError, match=r"1 independent groups are too few for train=0\.5 test=0\.5: .* or test=0"):
+        pack(tied, tmp_path / "ten", tmp_path / "out", fractions=halves, workers=1)
+    assert not (tmp_path / "out").exists()
+    sets = pack(
+        tied, tmp_path / "ten", tmp_path / "out", fractions={"train": 0.5, "validation": 0, "test": 0}, workers=1
+    )
+    assert list(sets) == ["train"]
+
+
 def test_the_same_picture_in_two_splits_or_with_both_labels_is_warned_of(faces_csv, tmp_path, caplog):
     """Frames of one split that are equal are no mistake; nor is what another set holds."""
     folder, faces = faces_csv.parent, read_faces(faces_csv)

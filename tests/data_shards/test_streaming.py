@@ -71,6 +71,10 @@ def test_plans_are_those_of_the_whole_table(tmp_path, batches, rows, size, bits,
     with temporary_files(tmp_path) as new_file:
         source = of_frame(kept if given_splits else faces)
         arguments = source, tmp_path, tmp_path, seed, shard_size, {"train": 0.5, "test": 0.5}, new_file
+        if not given_splits and set(kept["split"]) != {"train", "test"}:
+            with pytest.raises(InputError, match=r"groups are too few for train=0\.5 test=0\.5"):
+                pack_plan.make_plans(*arguments)
+            return
         if (kept.groupby("split")["label"].nunique() < 2).any():
             with pytest.raises(InputError, match="image; each split needs real and fake ones"):
                 pack_plan.make_plans(*arguments)
