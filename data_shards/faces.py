@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_shards.command import InputError, nearest
-from data_shards.table import NewFile, Shuffle, Tally, listed_twice
+from data_shards.table import ROW, NewFile, Shuffle, Tally, listed_twice
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,9 @@ def read_faces(
 
     A folder tree is ``SOURCE/real/…`` and ``SOURCE/fake/[METHOD/]…``. A folder below that is the group (a video); an
     image that lies directly there is its own group, named by its stem, so that a real image and the fakes of the same
-    stem tie.
+    stem tie. Groups are named ``DATASET:NAME``: equal names in trees of two datasets do not tie. Where ``real/`` has
+    folders, images directly in ``fake/X/`` are an error: X may be a video whose METHOD was left out, and its frames
+    would be groups of their own.
 
     Args:
         source: the table, or the folder.
@@ -210,6 +212,7 @@ def _check_by_pillow(data: bytes, kind: str) -> tuple[int, int]:
             if image.format != kind:
                 raise ValueError(f"the content is {image.format}, the name says {kind}")
             _check_pixels(height, width)
+            check_depth(image.mode)
             image.verify()  # the checksums of a PNG, to its end; leaves the image unusable
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             image.load()
@@ -218,12 +221,18 @@ def _check_by_pillow(data: bytes, kind: str) -> tuple[int, int]:
     return height, width
 
 
+def check_depth(mode: str) -> None:
+    """ValueError if pictures of this mode of Pillow (I, I;16, I;16B, F) are not what models are trained on."""
+    if mode.startswith(("I", "F")):
+        raise ValueError(f"mode {mode} has more than 8 bits a channel; convert it to 8")
+
+
 def _check_pixels(height: int, width: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width}x{height} pixels are more than the limit of {MAX_PIXELS}")
 
 
-_KINDS = (*COLUMNS, "unknown label", "method of the other label")
+_KINDS = (*COLUMNS, "unknown label", "method of the other label", "id of a group")
 """Of wrong values, in the order in which they are named."""
 
 
@@ -233,26 +242,43 @@ def _wrong_values(faces: pd.DataFrame, first: int) -> Iterator[tuple[int, str]]:
     empty = {name: rows for name, rows in empty.items() if rows.any()}
     if empty:  # the other kinds cannot be told
         for name, rows in empty.items():
-            yield COLUMNS.index(name), f"row {first + _first(rows) + 1} has no {name}; every image needs one"
+            yield COLUMNS.index(name), f"{_place(faces, _first(rows), first)} has no {name}; every image needs one"
         return
     bad = ~faces["label"].isin(LABELS)
     if bad.any():
         row = _first(bad)
         known = ", ".join(LABELS)
-        yield len(COLUMNS), f"row {first + row + 1} has label {faces['label'].iloc[row]!r}; known: {known}"
+        yield len(COLUMNS), f"{_place(faces, row, first)} has label {faces['label'].iloc[row]!r}; known: {known}"
     crossed = (faces["label"] == "real") != (faces["method"] == PRISTINE)
     if crossed.any():
         row = _first(crossed)
         label, method = faces["label"].iloc[row], faces["method"].iloc[row]
         rule = f"real images, and only they, are {PRISTINE!r}"
-        yield len(COLUMNS) + 1, f"row {first + row + 1} is {label} with method {method!r}; {rule}"
+        yield len(COLUMNS) + 1, f"{_place(faces, row, first)} is {label} with method {method!r}; {rule}"
+    unclear = [name for name in faces["group"].unique() if not all(map(_is_id, str(name).split("|")))]
+    if unclear:
+        row = _first(faces["group"].isin(unclear))
+        group, rule = faces["group"].iloc[row], "join ids with | alone, as in 'a|b'"
+        reason = "where an id is empty or has blanks around it"
+        yield len(COLUMNS) + 2, f"{_place(faces, row, first)} has group {group!r}, {reason}; {rule}"
+
+
+def _is_id(text: str) -> bool:
+    """Whether all who read it agree what it names."""
+    return text != "" and text == text.strip()
+
+
+def _place(faces: pd.DataFrame, row: int, first: int) -> str:
+    """Number and path of a row: the number alone does not find it where only a part of the table is taken."""
+    path = faces["path"].iloc[row]
+    return f"row {first + row + 1} ({path})" if isinstance(path, str) and path else f"row {first + row + 1}"
 
 
 def _wrong_video(faces: pd.DataFrame, first: int) -> str | None:
     empty = faces["video"].isna() | (faces["video"] == "")
     if not empty.any():
         return None
-    return f"row {first + _first(empty) + 1} has no video while others have; give all or none"
+    return f"{_place(faces, _first(empty), first)} has no video while others have; give all or none"
 
 
 def _wrong_split(faces: pd.DataFrame, first: int) -> str | None:
@@ -260,9 +286,9 @@ def _wrong_split(faces: pd.DataFrame, first: int) -> str | None:
     if not bad.any():
         return None
     row = _first(bad)
-    value, place = faces["split"].iloc[row], f"row {first + row + 1}"
+    value, place = faces["split"].iloc[row], _place(faces, row, first)
     if value is None or value != value or value == "":
-        return f"{place} ({faces['path'].iloc[row]}) has no split while others have; give all or none"
+        return f"{place} has no split while others have; give all or none"
     return f"{place} has split {value!r}{nearest(str(value), SPLITS)}"
 
 
@@ -274,7 +300,7 @@ def _check_videos(videos: Shuffle, groups: pd.Series) -> None:
 
     several = []
     for table in videos.tables():
-        rows = table.drop_columns(["row"]).to_pandas().drop_duplicates()
+        rows = table.drop_columns([ROW]).to_pandas().drop_duplicates()
         several.append(rows[rows["video"].duplicated(keep=False)])
     if not several or not any(map(len, several)):
         return

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,11 @@ from data_shards.faces import LABELS, SPLITS
 from data_shards.files import atomic, digest, sha256_file
 from data_shards.order import WINDOW
 from data_shards.remote import SIZE_GB, RemoteFolder, RemoteShards, ShardCache, staged_url, url_of
+from data_shards.table import ROWS
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from data_shards.decoded import Decoded
 
 SCHEMA = 1
@@ -167,6 +170,15 @@ class ShardSet:
             table = file.read(columns=[name]) if shard is None else file.read_row_group(shard, columns=[name])
         column = table.column(0)
         return column.to_numpy() if name not in REPEATED else _decode(column)
+
+    def batches(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Columns of the index in sample order, ROWS rows at a time."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.index_path) as file:
+            for batch in file.iter_batches(ROWS, columns=columns):
+                yield pa.Table.from_batches([batch]).select(columns)
 
     @cached_property
     def labels(self) -> np.ndarray:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_shards import duplicates
 from data_shards.command import InputError, run
 from data_shards.faces import LABELS, SPLITS
 from data_shards.files import atomic, flush_to_disk, sha256_file, write_json
@@ -27,11 +28,10 @@ from data_shards.pack_plan import Plan, make_plans
 from data_shards.shard import write_shard
 from data_shards.sources import FaceBatches, of_frame, only_dataset, open_faces
 from data_shards.splits import balance, check_fractions
-from data_shards.table import ROWS, Tally, temporary_files
+from data_shards.table import Tally, temporary_files
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 FRACTIONS = {"train": 0.6, "validation": 0.2, "test": 0.2}
 LOG_EVERY = 30.0
@@ -53,8 +53,9 @@ def pack(
 
     Image bytes are passed through. Samples are shuffled over the whole split, by a hash of seed and path. A set that
     is already there, from the same rows and unchanged images, is left alone. After a kill the next call continues
-    with the shards that were finished. Memory depends on the numbers of groups, videos and shards, not of images: rows
-    are put into their order on the disk of ``out``.
+    with the shards that were finished. Pictures that are in several splits, or have both labels, are warned of. Memory
+    depends on the numbers of groups, videos and shards, not of images: rows are put into their order on the disk of
+    ``out``.
 
     Args:
         faces: face table (see docs/DESIGN.md), or its batches; its splits are used if it has some.
@@ -90,6 +91,8 @@ def pack(
             else:
                 _write_set(plan, decode, workers or cores())
             plan.rows.close()
+        if not all(done.values()):
+            duplicates.warn((ShardSet.open(plan.target) for plan in plans), new_file)
     return {plan.split: plan.target for plan in plans}
 
 
@@ -106,7 +109,7 @@ def _already_packed(plan: Plan) -> bool:
     if found.manifest["plan"] != plan.digest:
         raise InputError(f"{plan.target} holds a shard set of other rows or settings; give another out= or remove it")
     packed = (plan.target / MANIFEST).stat().st_mtime
-    for batch in _index_batches(found, ["path", "length", "sha256"]):
+    for batch in found.batches(["path", "length", "sha256"]):
         for path, length, sha256 in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             status = os.stat(plan.root / path)
             if status.st_size != length or (status.st_mtime >= packed and sha256_file(plan.root / path) != sha256):
@@ -114,15 +117,6 @@ def _already_packed(plan: Plan) -> bool:
                     f"{path} has changed since {plan.target} was packed; give another out= or remove that set"
                 )
     return True
-
-
-def _index_batches(shards: ShardSet, columns: list[str]) -> Iterator[pa.Table]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(shards.index_path) as file:
-        for batch in file.iter_batches(ROWS, columns=columns):
-            yield pa.Table.from_batches([batch]).select(columns)
 
 
 def _write_set(plan: Plan, decode: bool, workers: int) -> None:
@@ -259,8 +253,9 @@ def _write_manifest(plan: Plan, records: list[dict[str, Any]]) -> None:
 
 @dataclass
 class PackConfig:
-    """Pack a face table (CSV, Parquet) or a folder tree (real/…, fake/[METHOD/]…) into shard sets, one per split.
+    """Pack a face table (CSV, Parquet) or a folder tree into shard sets, one per split.
 
+    A folder tree is real/VIDEO/… and fake/METHOD/VIDEO/…, or without videos real/… and fake/[METHOD/]…
     Splits are those of the table, else made from the fractions: no group straddles, labels and methods are balanced.
     """
 
@@ -328,7 +323,7 @@ def _groups_of(sets: list[ShardSet]) -> pd.DataFrame:
 
     def tally(shards: ShardSet) -> pd.DataFrame:
         groups = Tally(("label", "method", "group"))
-        for batch in _index_batches(shards, ["label", "method", "group"]):
+        for batch in shards.batches(["label", "method", "group"]):
             groups.add(batch)
         return groups.frame().assign(split=shards.split)
 

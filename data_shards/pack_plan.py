@@ -17,7 +17,7 @@ from data_shards.files import digest
 from data_shards.manifest import INDEX_COLUMNS, SCHEMA
 from data_shards.shard import Shard
 from data_shards.sources import FaceBatches, arrow_table
-from data_shards.splits import LEFT_OUT, assign_splits, components
+from data_shards.splits import LEFT_OUT, assign_splits, check_fractions, components
 from data_shards.table import NewFile, ShardRows, Shuffle, unique_paths
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _read(
         groups = checks.check_rest()
         if "split" not in groups.columns:
             groups["split"] = assign_splits(groups, fractions, seed, groups["images"])
+            _check_none_empty(groups, fractions)
             groups = groups[groups["split"] != LEFT_OUT].reset_index(drop=True)
             check_splits(groups)
     except InputError:
@@ -98,6 +99,18 @@ def _read(
             pass
         raise
     return groups
+
+
+def _check_none_empty(groups: pd.DataFrame, fractions: dict[str, float]) -> None:
+    """InputError if a wanted split got no group."""
+    wanted = check_fractions(fractions)
+    empty = [split for split in wanted if not (groups["split"] == split).any()]
+    if empty:
+        number, given = components(groups["group"]).max() + 1, " ".join(f"{s}={value:g}" for s, value in wanted.items())
+        raise InputError(
+            f"{number} independent groups are too few for {given}: none was left for {empty[0]}; give other fractions, "
+            f"or {empty[0]}=0"
+        )
 
 
 def _relative_to(faces: pd.DataFrame, root: str | Path) -> pd.DataFrame:

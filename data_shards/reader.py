@@ -17,7 +17,7 @@ import xxhash
 from PIL import Image
 
 from data_shards.command import InputError
-from data_shards.faces import FORMATS, MAX_PIXELS
+from data_shards.faces import FORMATS, MAX_PIXELS, check_depth
 from data_shards.manifest import ShardSet, index_problems
 from data_shards.remote import of_this_machine
 
@@ -25,7 +25,6 @@ OPEN_FILES = 64
 """Shards kept open by one reader; the window of the training order is smaller."""
 _JPEG = b"\xff\xd8\xff"
 _FORMATS = tuple(set(FORMATS.values()))
-_DEEP_MODES = ("I", "F")  # more than 8 bits a channel: I, I;16, I;16B, F
 
 
 class CorruptSample(RuntimeError):
@@ -133,8 +132,7 @@ class SampleReader:
     def _decode_other(self, data: bytes, out: np.ndarray) -> None:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             self._check_pixels(*image.size)
-            if image.mode.startswith(_DEEP_MODES):
-                raise ValueError(f"mode {image.mode} has more than 8 bits a channel")
+            check_depth(image.mode)
             out[...] = self._resize(image.convert("RGB"))
 
     def _check_pixels(self, width: int, height: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -22,6 +22,10 @@ from data_shards.table import ROWS
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+
+OTHER_PICTURES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".pgm", ".ppm", ".tif", ".tiff")
+"""Kinds that are not read: of a folder tree they are not left out without a word."""
 
 
 @dataclass(frozen=True)
@@ -130,22 +134,55 @@ def _of_rows(rows: Iterator[dict[str, str]], base: str | Path, nothing: str) -> 
 
 
 def _walk_tree(folder: Path, dataset: str) -> Iterator[dict[str, str]]:
+    videos = ""  # a folder of real images
+    seen: dict[tuple[int, int], str] = {}
+    unread, example = 0, ""
     for label in LABELS:
         top = folder / label
         if not top.is_dir():
             raise InputError(f"{folder} has no folder {label!r}; a folder tree is real/… and fake/[METHOD/]…")
-        for parent, folders, files in os.walk(top, followlinks=True):
+        for parent, folders, files in os.walk(top, onerror=_unreadable, followlinks=True):
+            _visit_once(parent, seen)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             below = Path(parent).relative_to(top).parts
             method, above = (PRISTINE, below) if label == "real" else (below[0] if below else "unknown", below[1:])
-            for name in sorted(files):
-                stem, extension = os.path.splitext(name)
-                if extension.lower() in FORMATS and not name.startswith("."):
-                    group = "/".join(above) or stem
-                    path = os.path.abspath(os.path.join(parent, name))
-                    if re.search("[\ud800-\udfff]", path):  # how Python writes bytes that are not UTF-8
-                        raise InputError(f"the file name {path!r} is not UTF-8; rename the file")
-                    yield {"path": path, "label": label, "method": method, "group": group, "dataset": dataset}
+            images = [name for name in sorted(files) if _is_one_of(FORMATS, name)]
+            others = [name for name in files if _is_one_of(OTHER_PICTURES, name)]
+            if others:
+                unread, example = unread + len(others), example or os.path.join(parent, min(others))
+            if images and label == "real" and below:
+                videos = videos or parent
+            if images and label == "fake" and videos and len(below) == 1:  # each frame would be a group of its own
+                raise InputError(
+                    f"is {parent} a method or a video? {videos} is a video, so fakes are fake/METHOD/VIDEO/…"
+                )
+            for name in images:
+                group = f"{dataset}:{'/'.join(above) or os.path.splitext(name)[0]}"  # another tree has other people
+                path = os.path.abspath(os.path.join(parent, name))
+                if re.search("[\ud800-\udfff]", path):  # how Python writes bytes that are not UTF-8
+                    raise InputError(f"the file name {path!r} is not UTF-8; rename the file")
+                yield {"path": path, "label": label, "method": method, "group": group, "dataset": dataset}
+    if unread:
+        raise InputError(
+            f"{folder} has {unread} pictures of kinds that are not read, such as {example}; convert them without loss, "
+            "to .png, or move them out"
+        )
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"the folder {error.filename} cannot be read: {error.strerror}")
+
+
+def _visit_once(folder: str, seen: dict[tuple[int, int], str]) -> None:
+    """InputError if the folder is one of those ``seen``: a link gives its images a second path, or no end of them."""
+    status = os.stat(folder)
+    first = seen.setdefault((status.st_dev, status.st_ino), folder)
+    if first != folder:
+        raise InputError(f"{folder} is the folder {first} once more; remove the link")
+
+
+def _is_one_of(kinds: Container[str], name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in kinds and not name.startswith(".")
 
 
 def _open_table(source: Path) -> FaceBatches:

@@ -34,7 +34,7 @@ def components(groups: Sequence[str]) -> np.ndarray:
 
     row_to_name, names = pd.factorize(pd.Series(groups, dtype=object if not len(groups) else None).astype("str"))
     nodes = pa.array(names, pa.large_string())
-    # Only names that tie, or may have blanks to strip, become objects of Python: these take several times the memory.
+    # Only names that tie become objects of Python: these take several times the memory.
     parent: dict[str, str] = {}
 
     def find(node: str) -> str:
@@ -46,8 +46,8 @@ def components(groups: Sequence[str]) -> np.ndarray:
         return top
 
     first_ids: dict[str, str] = {}
-    for name in nodes.filter(pc.match_substring_regex(nodes, "[^!-{}~]")).to_pylist():
-        first, *others = [part.strip() for part in name.split("|")]
+    for name in nodes.filter(pc.match_substring(nodes, "|")).to_pylist():
+        first, *others = name.split("|")
         first_ids[name] = first
         for other in others:
             parent[find(other)] = find(first)

@@ -29,6 +29,9 @@ FAN_BITS = 5
 RANK_BITS = 60
 """Of a rank that are looked at in parting: what then is still too long lists one path again and again."""
 
+RANK, ROW = "\0rank", "\0row"
+"""Columns of a Shuffle beside those of its tables, by names that no table has."""
+
 NewFile = Callable[[], BinaryIO]
 
 
@@ -119,13 +122,13 @@ class Shuffle:
 
         ranks = [hashlib.sha256(f"{self._seed}\0{value}".encode()).digest() for value in table[self._by].to_pylist()]
         rows = np.arange(self._spool.rows, self._spool.rows + len(table))
-        self._spool.write(table.append_column("rank", pa.array(ranks, pa.binary(32))).append_column("row", [rows]))
+        self._spool.write(table.append_column(RANK, pa.array(ranks, pa.binary(32))).append_column(ROW, [rows]))
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows, once, in tables that follow one another, with their number as ``row``. Those of one value are in
+        """All rows, once, in tables that follow one another, with their number as ROW. Those of one value are in
         one table, next to each other, in the order in which they came."""
         for table in _sorted(self._spool, self._new_file, 0):
-            yield table.drop_columns(["rank"])
+            yield table.drop_columns([RANK])
 
 
 def unique_paths(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -135,13 +138,13 @@ def unique_paths(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
     twice: tuple[int, str] | None = None
     for table in tables:
-        paths, rows = table["path"].combine_chunks(), table["row"].to_numpy()
+        paths, rows = table["path"].combine_chunks(), table[ROW].to_numpy()
         again = 1 + np.flatnonzero(pc.equal(paths[1:], paths[:-1]))
         if len(again):
             first = int(again[rows[again].argmin()])
             found = int(rows[first]), paths[first].as_py()
             twice = min(twice or found, found)
-        yield table.drop_columns(["row"])
+        yield table.drop_columns([ROW])
     if twice is not None:
         raise listed_twice(*twice)
 
@@ -179,7 +182,7 @@ def _words(table: pa.Table) -> np.ndarray:
     """The ranks (n, 4) as numbers, uint64, which compare as the bytes do."""
     import pyarrow as pa
 
-    ranks = pa.concat_arrays(table["rank"].chunks)
+    ranks = pa.concat_arrays(table[RANK].chunks)
     words = np.frombuffer(ranks.buffers()[1], ">u8", 4 * len(ranks), 32 * ranks.offset)
     return words.astype(np.uint64).reshape(-1, 4)
 

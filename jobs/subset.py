@@ -72,7 +72,8 @@ def take(subset: Subset, train: Path, folder: Path) -> Path:
         raise InputError(f"{train} is a {shards.split} set; train_groups and flipped_labels want a training set")
     rows = kept(shards, subset.train_groups)
     faces = _faces(shards, rows, flipped(shards, rows, subset.flipped_labels))
-    with tempfile.TemporaryDirectory() as root:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as root:  # /tmp may be small, or memory
         _extract(shards, rows, faces["path"].tolist(), Path(root))
         pack(faces, root, out.parent, workers=1, decode=False)
     write_json(note, source)

@@ -10,6 +10,7 @@ others. Paths are relative to the folder of preprocessed faces (give it as ``roo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ METHODS = {
     "FF-FS": "FaceSwap",
     "FF-NT": "NeuralTextures",
     "FF-FH": "FaceShifter",
+}
+# Of DeeperForensics (real M101_light_up_…; fake 000_M101: actor M101 on sequence 000 of FaceForensics++) and of DFDCP
+# (real 1003254_A_001; fake 1255229_1003254_A_001, made of that clip): how the videos of a label are named, their group.
+NAMED = {
+    "DF_real": (r"([MW]\d+)_.+", "deeperforensics:{}"),
+    "DF_fake": (r"(\d{3})_([MW]\d+)", "ff++:{}|deeperforensics:{}"),
+    "DFDCP_Real": (r"(\d+_[A-Z]_\d+)", "dfdcp:{}"),
+    "DFDCP_FakeA": (r"\d+_(\d+_[A-Z]_\d+)", "dfdcp:{}"),
+    "DFDCP_FakeB": (r"\d+_(\d+_[A-Z]_\d+)", "dfdcp:{}"),
 }
 
 
@@ -75,21 +85,24 @@ def _rows(file: Path, keys: tuple[str, ...], frames: list[str]) -> Iterator[dict
         path = frame.replace("\\", "/")
         # The folder of the frame, not the last key, names the video: in DFDC's "val" the key is missing.
         folder = Path(path).parent
+        group = _group(dataset, label, folder.name)
+        if group is None:
+            raise InputError(f"{file}: {label} {folder} is not named like {NAMED[label][0]}, which tells its source")
         yield {
             "path": path,
             "label": "real" if real else "fake",
             "method": PRISTINE if real else METHODS.get(label, label),
-            "group": _group(dataset, label, folder.name),
+            "group": group,
             "dataset": f"ff++-{compression}" if label.startswith("FF-") and compression else dataset,
             "split": _split(file, keys),
             "video": str(folder),  # names method and compression, too
         }
 
 
-def _group(dataset: str, label: str, video: str) -> str:
+def _group(dataset: str, label: str, video: str) -> str | None:
     """What the names of the videos tell of their sources; the ids are those of the datasets' own adapters.
 
-    DFDC's, DFDCP's and DeeperForensics' files do not tell it: there every video is its own group.
+    None for a name that is not of the form of NAMED. DFDC's do not tell it: there every video is its own group.
     """
     if label.startswith("FF-"):  # target_source
         return "|".join(f"ff++:{sequence}" for sequence in video.split("_"))
@@ -99,4 +112,8 @@ def _group(dataset: str, label: str, video: str) -> str:
         return f"celeb-df:{target_video(video)}"
     if dataset == "UADFV":  # 0000 and 0000_fake
         return f"uadfv:{video.removesuffix('_fake')}"
+    if label in NAMED:
+        pattern, group = NAMED[label]
+        found = re.fullmatch(pattern, video)
+        return found and group.format(*found.groups())
     return f"{dataset.lower()}:{video}"

@@ -33,7 +33,9 @@ def read(root: Path) -> Iterator[dict[str, str]]:
             if not isinstance(entry, dict) or entry.get("label") not in ("REAL", "FAKE"):
                 raise InputError(f"{part} does not say whether {video}.mp4 is REAL or FAKE")
             fake = entry["label"] == "FAKE"
-            source = (entry.get("original") or f"{video}.mp4") if fake else f"{video}.mp4"
+            source = entry.get("original") if fake else f"{video}.mp4"
+            if not source:
+                raise InputError(f"{part} does not name the original of {video}.mp4, which is FAKE")
             yield from _rows(images, video, fake, source.removesuffix(".mp4"))
 
 

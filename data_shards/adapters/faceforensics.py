@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 from data_shards.adapters.frames import read_json, videos
 from data_shards.command import InputError
 from data_shards.faces import PRISTINE
@@ -79,13 +77,12 @@ def _videos(root: Path, split_of: dict[str, str]) -> Iterator[tuple[dict[str, st
 
 def read_clean(root: Path) -> Iterator[dict[str, str]]:
     """As ``read``, with groups that also tie the sequences cut from one YouTube video, and without the validation and
-    test pairs that this ties to training.
+    test pairs of which a sequence was cut from a video of the training split.
 
     The official split is disjoint in sequences but not in videos. All videos are tied if the folder has
-    conversion_dict.json, else those that are known to straddle. Training has the images of ``read``.
+    conversion_dict.json, else those that are known to straddle. Training has the images of ``read``. A pair that shares
+    a video with a dropped pair only is kept: what tied it to training is gone.
     """
-    from data_shards.splits import components
-
     video_of = _shared_videos(root)
 
     @cache
@@ -94,14 +91,12 @@ def read_clean(root: Path) -> Iterator[dict[str, str]]:
         return "|".join([group, *sorted({f"ff++:youtube:{video_of[s]}" for s in sequences if s in video_of})])
 
     pairs = {(row["group"], row["split"]) for row, images in _videos(root, _official_splits(root)) if images}
-    groups = [(tied(group), split) for group, split in pairs]
-    component = components([group for group, _ in groups])
-    training = np.array([split == "train" for _, split in groups], dtype=bool)
-    touched = {groups[row] for row in np.flatnonzero(~training & np.isin(component, component[training]))}
+    trained = {name for group, split in pairs if split == "train" for name in tied(group).split("|")}
+    touched = [group for group, split in pairs if split != "train" and not trained.isdisjoint(tied(group).split("|"))]
+    dropped = {name for group in touched for name in group.split("|")}  # the sequences of whole pairs
     for row in read(root):
-        group = tied(row["group"])
-        if (group, row["split"]) not in touched:
-            yield {**row, "group": group}
+        if row["split"] == "train" or dropped.isdisjoint(row["group"].split("|")):
+            yield {**row, "group": tied(row["group"])}
 
 
 def _shared_videos(root: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 
@@ -17,11 +18,12 @@ from data_shards.pack import PackConfig, pack_command
 
 
 def images(root, *folders):
-    """Two face crops in each folder."""
-    for number, folder in enumerate(folders):
+    """Two face crops in each folder, of which no two are alike."""
+    for folder in folders:
         (root / folder).mkdir(parents=True)
         for frame in range(2):
-            Image.new("RGB", (16, 16), (8 * number, 99 * frame, 0)).save(root / folder / f"{frame:03d}.jpg")
+            path = root / folder / f"{frame:03d}.png"
+            Image.frombytes("L", (4, 8), hashlib.sha256(str(path).encode()).digest()).save(path)
 
 
 def rows(faces, *columns):
@@ -110,6 +112,23 @@ def test_faceforensics_clean_ties_all_sequences_of_a_video(faceforensics):
         read_faces(faceforensics, layout="faceforensics-clean")
 
 
+def test_faceforensics_clean_drops_the_same_pairs_with_and_without_the_list_of_videos(faceforensics):
+    """Official: 606 and 605 (in training) are of one video, and 567 and 566 of another; (606, 567) and (566, 617) are
+    validation pairs. Here 078, of the touched pair (078, 955), and 300, of (300, 301), are of one video."""
+    known = read_faces(faceforensics, layout="faceforensics-clean")
+    videos = {"954": "yv-f 0", "955": "yv-f 1", "078": "lB 0", "300": "lB 1", "301": "a 0", "100": "b 0"}
+    (faceforensics / "conversion_dict.json").write_text(json.dumps(videos))
+    listed = read_faces(faceforensics, layout="faceforensics-clean")
+    check_faces(listed)
+    assert listed["path"].tolist() == known["path"].tolist()
+    test = listed[listed["split"] == "test"]
+    assert set(test["group"].str.replace("|ff++:youtube:lB", "")) == {
+        *("ff++:300", "ff++:301", "ff++:300|ff++:301", "ff++:301|ff++:300"),
+    }
+    of_training = {name for group in listed.loc[listed["split"] == "train", "group"] for name in group.split("|")}
+    assert of_training.isdisjoint(name for group in test["group"] for name in group.split("|"))
+
+
 def test_a_partial_copy_is_read_with_a_warning(faceforensics, caplog, monkeypatch):
     read_faces(faceforensics, layout="faceforensics")
     assert (
@@ -144,7 +163,7 @@ def test_faceforensics_packs_one_compression(faceforensics, tmp_path):
     pack_command(config)
     found = ShardSet.open(tmp_path / "out" / "test")
     assert found.manifest["datasets"] == {"ff++-c40": 12}  # 4 reals and 2 fakes, 2 images each
-    assert "original_sequences/youtube/c40/frames/078/000.jpg" in found.column("path")
+    assert "original_sequences/youtube/c40/frames/078/000.png" in found.column("path")
     assert "ff++-c40:Deepfakes/078_955" in found.videos
 
 
@@ -189,7 +208,7 @@ def test_dfdc(tmp_path):
     metadata = {
         "aa.mp4": {"label": "FAKE", "split": "train", "original": "bb.mp4"},
         "bb.mp4": {"label": "REAL", "split": "train"},
-        "cc.mp4": {"label": "FAKE", "split": "train"},
+        "cc.mp4": {"label": "FAKE", "split": "train", "original": "not-here.mp4"},
     }
     for part in ("dfdc_train_part_0", "dfdc_train_part_1"):
         images(tmp_path / "train" / part, *(f"frames/{name}" for name in ("aa", "bb", "cc")))
@@ -201,10 +220,13 @@ def test_dfdc(tmp_path):
     assert rows(faces, "label", "method", "group", "dataset", "video") == [
         ("fake", "dfdc", "dfdc:bb", "dfdc", "dfdc:aa"),
         ("real", "pristine", "dfdc:bb", "dfdc", "dfdc:bb"),
-        ("fake", "dfdc", "dfdc:cc", "dfdc", "dfdc:cc"),
+        ("fake", "dfdc", "dfdc:not-here", "dfdc", "dfdc:cc"),
     ]
     images(tmp_path / "train" / "dfdc_train_part_1", "frames/zz")
     with pytest.raises(InputError, match=r"does not say whether zz\.mp4"):
+        read_faces(tmp_path, layout="dfdc")
+    (tmp_path / "train" / "dfdc_train_part_1" / "metadata.json").write_text(json.dumps({"aa.mp4": {"label": "FAKE"}}))
+    with pytest.raises(InputError, match=r"part_1/metadata\.json does not name the original of aa\.mp4"):
         read_faces(tmp_path, layout="dfdc")
 
 
@@ -218,7 +240,7 @@ def test_dfdc_test(tmp_path):
 
 
 def listed(folder, label):
-    return {"label": label, "frames": [f"{folder}/{frame:03d}.jpg" for frame in range(2)]}
+    return {"label": label, "frames": [f"{folder}/{frame:03d}.png" for frame in range(2)]}
 
 
 def test_deepfakebench_faceforensics(tmp_path):
@@ -294,6 +316,69 @@ def test_deepfakebench_ties_a_fake_to_its_real(tmp_path, dataset, label, real, f
     assert (group[f"{dataset}/real/frames/{real}"], group[f"{dataset}/fake/frames/{fake}"]) == groups
     with pytest.raises(InputError, match="is in the splits train and test"):
         check_splits(faces)
+
+
+DEEPER = {
+    "DF_real": ["DeeperForensics-1.0/source_videos/M101/frames/M101_light_uniform_neutral_camera_front"],
+    "DF_fake": ["DeeperForensics-1.0/manipulated_videos/end_to_end/frames/000_M101"],
+}
+PREVIEW = {
+    "DFDCP_Real": ["DFDCP/original_videos/frames/1003254_A_001", "DFDCP/original_videos/frames/1003254_A_002"],
+    "DFDCP_FakeA": ["DFDCP/method_A/frames/1255229_1003254_A_001"],
+    "DFDCP_FakeB": ["DFDCP/method_B/frames/1255229_1003254_A_002"],
+}
+
+
+def deepfakebench(folder, dataset, labels):
+    """A JSON file as DeepfakeBench writes it, all in the test split."""
+    content = {
+        label: {"train": {}, "val": {}, "test": {name.split("/")[-1]: listed(name, label) for name in names}}
+        for label, names in labels.items()
+    }
+    (folder / f"{dataset}.json").write_text(json.dumps({dataset: content}))
+    return folder / f"{dataset}.json"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "labels", "groups"),
+    [
+        ("DeeperForensics-1.0", DEEPER, ["deeperforensics:M101", "ff++:000|deeperforensics:M101"]),
+        (
+            "DFDCP",
+            PREVIEW,
+            ["dfdcp:1003254_A_001", "dfdcp:1003254_A_002", "dfdcp:1003254_A_001", "dfdcp:1003254_A_002"],
+        ),
+    ],
+)
+def test_deepfakebench_ties_fakes_to_their_sources_by_name(tmp_path, dataset, labels, groups):
+    faces = read_faces(deepfakebench(tmp_path, dataset, labels), layout="deepfakebench-test")
+    assert [group for group, _ in rows(faces, "group", "video")] == groups
+    check_videos(faces)
+    fake = next(label for label in labels if "ake" in label)
+    file = deepfakebench(tmp_path, dataset, {**labels, fake: ["some/frames/other_name"]})
+    with pytest.raises(
+        InputError, match=f"{dataset}.json: {fake} some/frames/other_name is not named like .* its source"
+    ):
+        read_faces(file, layout="deepfakebench-test")
+
+
+def test_deeperforensics_is_not_unseen_after_training_on_its_targets(faceforensics, tmp_path):
+    """Target 100 is in the training set of FaceForensics++, target 078 in its test set."""
+    from jobs import leaks
+
+    pack_command(
+        PackConfig(str(faceforensics), str(tmp_path / "ff"), layout="faceforensics", only="ff++-c23", workers=1)
+    )
+    known = {split: tmp_path / "ff" / split for split in ("train", "validation", "test")}
+    for target in ("078", "100"):
+        labels = {"DF_real": DEEPER["DF_real"], "DF_fake": [f"DF/frames/{target}_M101"]}
+        (tmp_path / target).mkdir()
+        images(tmp_path / target, *labels["DF_real"], *labels["DF_fake"])
+        file = deepfakebench(tmp_path / target, "DeeperForensics-1.0", labels)
+        pack_command(PackConfig(str(file), str(tmp_path / target / "out"), layout="deepfakebench-test", workers=1))
+    leaks.check({**known, "unseen": tmp_path / "078" / "out" / "test"})
+    with pytest.raises(InputError, match=r"group 'ff\+\+:100' is in both 'train' and 'unseen'"):
+        leaks.check({**known, "unseen": tmp_path / "100" / "out" / "test"})
 
 
 def test_deepfakebench_video_without_a_key(tmp_path):

@@ -56,28 +56,86 @@ def test_root_and_dataset(faces_csv, tmp_path):
         read_faces(faces_csv, dataset="other")
 
 
-def test_folder_tree(tmp_path):
-    for name in (
-        "real/a.jpg",
-        "real/v1/0.png",
-        "fake/a.jpg",
-        "fake/swap/a.jpeg",
-        "fake/swap/v1/x/0.webp",
-        "fake/.h.jpg",
-    ):
-        path = tmp_path / "tree" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-    (tmp_path / "tree" / "real" / "notes.txt").write_text("no image")
-    faces = read_faces(tmp_path / "tree")
-    faces["path"] = [path.removeprefix(f"{tmp_path}/tree/") for path in faces["path"]]
-    assert [tuple(row) for row in faces.itertuples(index=False)] == [
-        ("real/a.jpg", "real", "pristine", "a", "tree"),
-        ("real/v1/0.png", "real", "pristine", "v1", "tree"),
-        ("fake/a.jpg", "fake", "unknown", "a", "tree"),
-        ("fake/swap/a.jpeg", "fake", "swap", "a", "tree"),
-        ("fake/swap/v1/x/0.webp", "fake", "swap", "v1/x", "tree"),
+def tree(folder, *names):
+    """A folder tree with these files."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def rows_of(source):
+    faces = read_faces(source)
+    faces["path"] = [os.path.relpath(path, source) for path in faces["path"]]
+    return list(faces.itertuples(index=False, name=None))
+
+
+def test_folder_tree_of_videos(tmp_path):
+    names = "real/a.jpg", "real/v1/0.png", "fake/a.jpg", "fake/swap/v1/x/0.webp", "fake/.h.jpg", "real/notes.txt"
+    assert rows_of(tree(tmp_path / "tree", *names)) == [
+        ("real/a.jpg", "real", "pristine", "tree:a", "tree"),
+        ("real/v1/0.png", "real", "pristine", "tree:v1", "tree"),
+        ("fake/a.jpg", "fake", "unknown", "tree:a", "tree"),
+        ("fake/swap/v1/x/0.webp", "fake", "swap", "tree:v1/x", "tree"),
     ]
+
+
+def test_folder_tree_without_videos(tmp_path):
+    assert rows_of(tree(tmp_path / "tree", "real/a.jpg", "fake/a.jpg", "fake/swap/a.jpeg")) == [
+        ("real/a.jpg", "real", "pristine", "tree:a", "tree"),
+        ("fake/a.jpg", "fake", "unknown", "tree:a", "tree"),
+        ("fake/swap/a.jpeg", "fake", "swap", "tree:a", "tree"),
+    ]
+
+
+def test_equal_names_of_two_trees_are_not_one_group(tmp_path):
+    groups = []
+    for name in ("ours", "theirs"):
+        tree(tmp_path / name, "real/00000.png", "fake/00000.png")
+        groups += [{row[3] for row in rows_of(tmp_path / name)}]
+    assert groups == [{"ours:00000"}, {"theirs:00000"}]
+    assert set(read_faces(tmp_path / "theirs", dataset="ours")["group"]) == {"ours:00000"}  # parts of one dataset tie
+
+
+def test_frames_of_a_fake_video_are_not_taken_for_groups_of_their_own(tmp_path):
+    """fake/VIDEO/FRAME with the method left out: every frame would be a group, and the video in all splits."""
+    frames = [f"{video}/{frame}.png" for video in ("real/v1", "real/v2", "fake/v1", "fake/v2") for frame in range(3)]
+    with pytest.raises(
+        InputError, match=r"is .*fake/v1 a method or a video\? .*/real/v1 is a video, so fakes are fake/"
+    ):
+        read_faces(tree(tmp_path, *frames))
+
+
+def test_pictures_of_other_kinds_are_not_left_out_without_a_word(tmp_path):
+    source = tree(
+        tmp_path, "real/a.jpg", "real/b.bmp", "fake/a.jpg", "fake/swap/c.TIFF", "fake/.d.gif", "fake/list.txt"
+    )
+    with pytest.raises(InputError, match=r"has 2 pictures of kinds that are not read, such as .*real/b\.bmp; convert"):
+        read_faces(source)
+
+
+def test_a_folder_is_not_read_twice_through_links(tmp_path):
+    source = tree(tmp_path, "real/v1/a.jpg", "fake/swap/v1/a.jpg")
+    (source / "fake" / "swap" / "v1" / "up").symlink_to(source / "fake")  # a loop
+    with pytest.raises(InputError, match=r"fake/swap/v1/up is the folder .*/fake once more; remove the link"):
+        read_faces(source)
+    (source / "fake" / "swap" / "v1" / "up").unlink()
+    (source / "real" / "v2").symlink_to(source / "real" / "v1")
+    with pytest.raises(InputError, match=r"real/v2 is the folder .*/real/v1 once more"):
+        read_faces(source)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    source, scandir = tree(tmp_path, "real/v1/a.jpg", "real/v2/a.jpg", "fake/swap/v1/a.jpg"), os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("v2"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the rights of a file do not stop root
+    with pytest.raises(InputError, match=r"the folder .*real/v2 cannot be read: Permission denied"):
+        read_faces(source)
 
 
 def test_file_name_that_is_not_utf8(tmp_path):
@@ -119,25 +177,32 @@ def replaced(column, row, value):
     [
         (lambda f: f.drop(columns="method"), "no column 'method'"),
         (lambda f: f.iloc[:0], "no rows"),
-        (replaced("label", 3, "Real"), "row 4 has label 'Real'; known: real, fake"),
-        (replaced("method", 0, "swap"), "row 1 is real with method 'swap'"),
-        (replaced("method", 1, "pristine"), "row 2 is fake with method 'pristine'"),
-        (replaced("group", 2, ""), "row 3 has no group"),
-        (replaced("dataset", 5, None), "row 6 has no dataset"),
+        (replaced("label", 3, "Real"), r"row 4 \(.*g0001.jpg\) has label 'Real'; known: real, fake"),
+        (replaced("method", 0, "swap"), r"row 1 .*g0000.jpg. is real with method 'swap'"),
+        (replaced("method", 1, "pristine"), r"row 2 .*g0000.jpg. is fake with method 'pristine'"),
+        (replaced("group", 2, ""), r"row 3 .*g0000.jpg. has no group"),
+        (
+            replaced("group", 2, "g0|"),
+            r"row 3 \(.*g0000.jpg\) has group 'g0\|', where an id is empty or has blanks around it; join",
+        ),
+        (replaced("group", 4, "g0||g1"), "row 5 .*an id is empty"),
+        (replaced("group", 4, "g0 | g1"), "row 5 .*'g0 . g1', where an id is empty or has"),
+        (replaced("group", 4, " g0"), "row 5 .*' g0', where an id is empty or has"),
+        (replaced("dataset", 5, None), r"row 6 .*g0001.jpg. has no dataset"),
         (replaced("path", 2, "gone.jpg"), "row 3: there is no file .*gone.jpg"),
         (replaced("path", 2, "a.bmp"), "row 3: a.bmp is none of .jpg"),
         (replaced("path", 2, "a\nb.jpg"), "row 3: the path .* has control characters"),
         (lambda f: pd.concat([f, f[2:3]]), "row 31 lists .*g0000.jpg a second time"),
         (lambda f: f.assign(split=["train"] * 29 + [""]), "row 30 .*g0009.jpg. has no split while others have"),
         (lambda f: f.assign(split=["train"] * 29 + [None]), "row 30 .*g0009.jpg. has no split while others have"),
-        (lambda f: f.assign(split="valid"), "row 1 has split 'valid'; did you mean 'validation'"),
+        (lambda f: f.assign(split="valid"), r"row 1 .*g0000.jpg. has split 'valid'; did you mean 'validation'"),
         (lambda f: f.assign(split=["train", "test"] * 15), "group 'g0000' is in the splits train and test"),
         (
             lambda f: f.assign(split=["train"] * 15 + ["test"] * 15, group=f["group"].replace("g0009", "g0009|g0001")),
             "group 'g0001' is in the splits train and test",
         ),
         (lambda f: f[f["label"] == "fake"].assign(split="test"), "split 'test' has no real image"),
-        (lambda f: f.assign(video=["v"] + [""] * 29), "row 2 has no video while others have"),
+        (lambda f: f.assign(video=["v"] + [""] * 29), r"row 2 .*g0000.jpg. has no video while others have"),
         (lambda f: f.assign(video=f["group"]), "video 'g0000' has more than one label"),
         (lambda f: f.assign(video=f["group"] + f["label"]), "video 'g0000fake' has more than one method"),
         (lambda f: f.assign(video=f["method"]), "video 'blend' has more than one group"),
@@ -191,6 +256,18 @@ def test_without_decoding_a_cut_is_still_found():
     assert check_image(whole[:-700] + bytes(600) + whole[-100:], ".jpg", decode=False) == (128, 128)
     with pytest.raises(ValueError, match="not a readable image"):
         check_image(whole[:-700] + bytes(600) + whole[-100:], ".jpg")
+
+
+def test_a_picture_that_no_loader_reads_is_not_packed():
+    """16 bits a channel."""
+    grey = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(grey, "PNG")
+    with pytest.raises(ValueError, match="mode I;16 has more than 8 bits a channel; convert it to 8"):
+        check_image(grey.getvalue(), ".png")
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        flat = io.BytesIO()
+        Image.new(mode, (8, 8)).save(flat, "PNG")
+        assert check_image(flat.getvalue(), ".png", decode=False) == (8, 8)
 
 
 def test_name_must_say_what_the_content_is():

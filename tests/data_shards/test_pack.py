@@ -277,6 +277,53 @@ def test_command_packs_one_dataset_of_a_table(faces_csv, tmp_path, capsys):
         pack_command(PackConfig(str(faces_csv), str(tmp_path / "no"), only="secnd"))
 
 
+def test_too_few_groups_for_the_wanted_splits(make_faces, tmp_path):
+    """Of two groups one is left for two splits; of ten, tied to each other, nothing is left for the second split."""
+    table = make_faces(2)
+    with pytest.raises(
+        InputError, match=r"2 independent groups are too few for train=0\.6 validation=0\.2 test=0\.2: none"
+    ):
+        pack(read_faces(table), table.parent, tmp_path / "out", workers=1)
+    faces = read_faces(make_faces(10, name="ten"))
+    tied = faces.assign(group=faces["group"] + "|all")
+    halves = {"train": 0.5, "test": 0.5}
+    with pytest.raises(InputError, match=r"1 independent groups are too few for train=0\.5 test=0\.5: .* or test=0"):
+        pack(tied, tmp_path / "ten", tmp_path / "out", fractions=halves, workers=1)
+    assert not (tmp_path / "out").exists()
+    sets = pack(
+        tied, tmp_path / "ten", tmp_path / "out", fractions={"train": 0.5, "validation": 0, "test": 0}, workers=1
+    )
+    assert list(sets) == ["train"]
+
+
+def test_the_same_picture_in_two_splits_or_with_both_labels_is_warned_of(faces_csv, tmp_path, caplog):
+    """Frames of one split that are equal are no mistake; nor is what another set holds."""
+    folder, faces = faces_csv.parent, read_faces(faces_csv)
+    faces["split"] = np.where(faces["group"] < "g0005", "train", "test")
+    equal = [("pristine/g0000", "pristine/g0001"), ("blend/g0002", "blend/g0007"), ("warp/g0003", "warp/g0008")]
+    for one, other in [*equal, ("pristine/g0004", "warp/g0004")]:
+        (folder / f"{other}.jpg").write_bytes((folder / f"{one}.jpg").read_bytes())
+    pack(faces, folder, tmp_path / "out", workers=1)
+    split, label = (record.getMessage() for record in caplog.records)
+    assert split.startswith("2 pictures (the same bytes) are in more than one split, which leaks: join their groups")
+    assert split.partition("; such as ")[2] in {f"{one}.jpg and {other}.jpg" for one, other in equal[1:]}
+    assert label.startswith("1 pictures (the same bytes) are real in one row and fake in another: correct the table")
+    assert sorted(label.partition("; such as ")[2].split(" and ")) == ["pristine/g0004.jpg", "warp/g0004.jpg"]
+    caplog.clear()
+    pack(faces[:15], folder, tmp_path / "train", workers=1)
+    assert [record.getMessage()[:30] for record in caplog.records] == [label[:30]]
+
+
+def test_a_mistake_in_one_dataset_of_a_table_is_found_by_its_path(faces_csv, tmp_path):
+    """Row 3 of the dataset is row 15 of the table."""
+    table = pd.read_csv(faces_csv, dtype=str)
+    table["dataset"] = np.where(table["group"] < "g0004", "first", "second")
+    table.loc[14, "label"] = "wrong"
+    table.to_csv(faces_csv, index=False)
+    with pytest.raises(InputError, match=r"row 3 \(warp/g0004\.jpg\) has label 'wrong'"):
+        pack_command(PackConfig(str(faces_csv), str(tmp_path / "out"), only="second", workers=1))
+
+
 @pytest.mark.parametrize(("name", "size"), [("000000001.jpg", 12345), ("999999999.json", 0), ("000000000.webp", 2**28)])
 def test_headers_are_those_of_tarfile(name, size):
     member = tarfile.TarInfo(name)

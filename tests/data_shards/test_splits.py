@@ -22,7 +22,7 @@ def table(groups, labels=None, methods=None):
 
 def test_components_by_hand():
     # a-b and b-c tie a, b, c; d stands alone; e-f; "c|g" adds g to the first
-    groups = ["a|b", "d", "b|c", "e | f", "g|c", "f", "a"]
+    groups = ["a|b", "d", "b|c", "e|f", "g|c", "f", "a"]
     assert components(groups).tolist() == [0, 1, 0, 2, 0, 2, 0]
 
 

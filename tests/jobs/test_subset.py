@@ -9,7 +9,7 @@ from data_shards.command import InputError
 from data_shards.manifest import ShardSet
 from data_shards.reader import SampleReader
 from data_shards.splits import components
-from jobs.subset import TRUE_LABEL, Subset, flipped, kept, take
+from jobs.subset import TRUE_LABEL, Subset, _extract, flipped, kept, take
 
 TRAIN = Path(__file__).parents[2] / "data_shards" / "sample" / "train"
 
@@ -48,6 +48,19 @@ def test_the_packed_subset_has_the_images_and_the_wrong_labels(tmp_path, monkeyp
     (path.parent / "source.json").unlink()  # of an earlier version, or of another training set
     with pytest.raises(TypeError):
         take(subset, TRAIN, tmp_path)
+
+
+def test_the_images_wait_beside_the_subset_not_in_tmp(tmp_path, monkeypatch):
+    places = []
+
+    def record(shards, rows, names, folder):
+        places.append(folder)
+        _extract(shards, rows, names, folder)
+
+    monkeypatch.setattr("jobs.subset._extract", record)
+    take(Subset(train_groups=4), TRAIN, tmp_path / "data")
+    assert [place.parent for place in places] == [tmp_path / "data"]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["train-groups-4-flipped-0"]
 
 
 def test_the_whole_set_is_itself(tmp_path):
