@@ -298,7 +298,7 @@ def _score(row: plan.Row, place: Place | None) -> None:
     for checkpoint in ("best", "last"):
         score = partial(predict.score, row.run, sets, checkpoint, features=features, open_shards=open_shards)
         _in_batches_that_fit(score)
-    overfit.measure(row.run, row.config.train, replicates=row.replicates)
+    overfit.measure(row.run, row.config.train, list(sets), replicates=row.replicates)
 
 
 def _in_batches_that_fit(score: Callable[..., Any]) -> None:
