@@ -231,14 +231,18 @@ def is_out_of_memory(error: Exception) -> bool:
 def _halve(row: plan.Row, error: Exception) -> bool:
     """Plan the row with half the micro batch; False where that was done before, cannot be, or would not help since
     training is over."""
-    config = row.config
-    accumulation = 2 * config.accumulation
-    trained = (row.run / "result.json").is_file()
-    if as_run(row) is not row or trained or config.batch_size % accumulation:
+    config, processes = row.config, row.config.processes or 1
+    if as_run(row) is not row or (row.run / "result.json").is_file():
         return False
+    accumulation = 2 * config.accumulation
+    try:
+        replace(config, accumulation=accumulation).rank_batch(processes)
+    except InputError:  # it cannot be parted
+        return False
+    before, after = (config.batch_size // (processes * each) for each in (config.accumulation, accumulation))
     reason = (
-        f"out of memory with a micro batch of {config.batch_size // config.accumulation} ({str(error)[:200]}); goes on "
-        f"with {config.batch_size // accumulation} and accumulation={accumulation}"
+        f"out of memory with a micro batch of {before} ({str(error)[:200]}); goes on with {after} and "
+        f"accumulation={accumulation}"
     )
     write_json(row.run / "out_of_memory.json", {"accumulation": accumulation, "reason": reason})
     return True
