@@ -127,7 +127,7 @@ def _tune(config: Sweep, source: Listed | Tpe, some: list[Trial], total: int, le
         shutil.rmtree(storage, ignore_errors=True)  # Ray's own notes: the run directories are the record
         per_task = trials_per_task(config, left, at_once)
         proposals = Proposals(source, begin, config.place, config.gpus_per_trial, per_task)
-        books = Books(lambda: total - source.repeats, total - left, proposals.rows)
+        books = Books(lambda: total - source.repeats, total - left, proposals.rows, stops=config.scheduler == "asha")
         try:
             tuner = tune.Tuner(
                 tune.with_resources(trial.trainable, partial(_resources, config)),

@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -114,11 +114,16 @@ def ended(row: plan.Row) -> bool:
     return record["status"] == "stopped" or record["error"] == "NonFiniteLoss"
 
 
-def write_record(row: plan.Row, status: str, reason: str = "", error: str = "") -> None:
-    """Say how the trial ended."""
+def write_record(row: plan.Row, status: str, reason: str = "", error: str = "", *, replace: bool = True) -> None:
+    """Say how the trial ended; unless ``replace``, only where nothing says it yet, seen from here or not."""
     record = {"status": status, "reason": reason, "error": error, "score": row.score, "replicates": row.replicates}
-    record_file(row).parent.mkdir(parents=True, exist_ok=True)
-    write_json(record_file(row), record)
+    file = record_file(row)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if replace:
+        write_json(file, record)
+        return
+    with suppress(FileExistsError), open(file, "x", encoding="utf-8") as new:  # "x" is for the file's server to decide
+        json.dump(record, new)
 
 
 def trainable(config: dict[str, Any]) -> None:
