@@ -73,7 +73,7 @@ def _alone(config: Sweep) -> Iterator[None]:
 def _listed(config: Sweep, space: Space) -> list[Trial]:
     """A grid or random draws."""
     trials = listed(config, space)
-    todo = _in_turn(each for each in trials if not trial.ended(each.row))
+    todo = _in_turn(config, trials)
     if todo:
         _tune(config, Listed([(each.backbone, each.values) for each in todo]), todo, len(trials), len(todo))
     return trials
@@ -83,7 +83,7 @@ def _sampled(config: Sweep, space: Space) -> list[Trial]:
     """What TPE proposes."""
     journal = Journal(config)
     proposed = journal.proposals()
-    todo = _in_turn(each for each in proposed if not trial.ended(each.row))
+    todo = _in_turn(config, proposed)
     total = sum(config.budgets)
     left = total - len(proposed) + len(todo)
     if left > 0:
@@ -92,7 +92,11 @@ def _sampled(config: Sweep, space: Space) -> list[Trial]:
             space,
             config.budgets,
             config.seed,
-            known=[(each.backbone, each.values, best_auc(each)) for each in proposed if trial.ended(each.row)],
+            known=[
+                (each.backbone, each.values, best_auc(each))
+                for each in proposed
+                if trial.ended(each.row, config.scheduler)
+            ],
             unfinished=[(each.backbone, each.values) for each in todo],
             note=journal.note,
             run_of=lambda *proposal: make(*proposal).row.run,
@@ -101,9 +105,10 @@ def _sampled(config: Sweep, space: Space) -> list[Trial]:
     return distinct(journal.proposals())
 
 
-def _in_turn(todo: Iterable[Trial]) -> list[Trial]:
-    """Trials that were begun before come last: one that takes its process along must not do so first, again and again.
-    (Their first start in this call finds them with a clean slate.)"""
+def _in_turn(config: Sweep, trials: Iterable[Trial]) -> list[Trial]:
+    """What is to be done. Trials that were begun before come last: one that takes its process along must not do so
+    first, again and again. (Their first start in this call finds them with a clean slate.)"""
+    todo = [each for each in trials if not trial.ended(each.row, config.scheduler)]
     return sorted(todo, key=lambda each: trial.starts(each.row) > 0)
 
 

@@ -103,15 +103,18 @@ def read_record(row: plan.Row) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def ended(row: plan.Row) -> bool:
+def ended(row: plan.Row, scheduler: str = "") -> bool:
     """Whether there is nothing to do for the trial. One that failed for a reason outside its hyperparameters (a bad
-    file, a lost process) is tried again; one that was scored on other sets is scored anew."""
+    file, a lost process) is tried again; one that was scored on other sets is scored anew; one that a scheduler stopped
+    goes on where the sweep's is now ``none``, which asks for full curves."""
     record = read_record(row)
     if record is None:
         return False
     if record["status"] == "finished":
         return record["score"] == row.score and record["replicates"] == row.replicates
-    return record["status"] == "stopped" or record["error"] == "NonFiniteLoss"
+    if record["status"] == "stopped":
+        return scheduler != "none"
+    return record["error"] == "NonFiniteLoss"
 
 
 def write_record(row: plan.Row, status: str, reason: str = "", error: str = "", *, replace: bool = True) -> None:

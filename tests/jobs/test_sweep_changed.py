@@ -1,7 +1,11 @@
 """Sweeps whose file changed after trials had ended, without Ray: what is done again, and what is kept."""
 
+import json
+
+import pytest
+
 from data_shards.command import from_dict
-from jobs import sweep_report, trial
+from jobs import sweep, sweep_report, trial
 from jobs.sweep_plan import Sweep, check, listed
 from tests.jobs.sweeping import SAMPLE, sweep_values
 
@@ -40,3 +44,49 @@ def test_a_set_that_is_no_longer_in_the_sweep_file_is_in_no_number(tmp_path, tin
         assert [gap.name for gap in found.gaps] == [gap.name for gap in found.last_gaps] == gaps
     path, _ = sweep_report.write(config, trials)
     assert "foreign" not in path.read_text()
+
+
+def curve(row):
+    lines = [json.loads(line) for line in (row.run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["validation/auc"], line["train/auc"]) for line in lines if "validation/auc" in line]
+
+
+@pytest.mark.parametrize("state", [{"checkpoint_steps": 5}, {}], ids=["from its state", "anew"])
+def test_what_a_scheduler_stopped_goes_on_when_there_is_none_any_more(tmp_path, tiny_cards, state, monkeypatch):
+    from mlflow import MlflowClient
+
+    finetune = {**SHORT, **state}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    asha, [stopped] = made(tmp_path, tiny_cards, finetune=finetune, scheduler="asha", tracking_uri=uri)
+
+    def stop(told):
+        raise SystemExit  # as Ray ends a trial
+
+    with pytest.raises(SystemExit):
+        trial.run_trial(stopped.row, stop)
+    trial.write_record(stopped.row, "stopped", "stopped by the scheduler at epoch 1", replace=False)
+    assert (stopped.row.run / "state" / "latest").is_file() == bool(state)
+    sweep_report.log_all(asha, [stopped])
+    assert trial.ended(stopped.row, "asha")
+
+    handed_out = []
+    monkeypatch.setattr(sweep, "_tune", lambda config, source, *_: handed_out.extend(source.next()))
+    assert sweep.sweep(asha)
+    assert handed_out == []
+    full, [again] = made(tmp_path, tiny_cards, finetune=finetune, tracking_uri=uri)
+    assert sweep.sweep(full)
+    assert handed_out == [(0, again.values)]
+    trial.begin_anew(again.row)
+    run([again])
+    _, [never_stopped] = made(tmp_path / "other", tiny_cards, finetune=finetune)
+    run([never_stopped])
+    assert curve(again.row) == curve(never_stopped.row)
+    assert len(curve(again.row)) == SHORT["epochs"]
+
+    sweep_report.log_all(full, [again])
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tiny").experiment_id
+    name = again.row.run.name
+    [logged] = [each for each in client.search_runs([experiment]) if each.info.run_name == name]
+    assert (logged.info.status, logged.data.tags["status"]) == ("FINISHED", "finished")
+    assert len(client.get_metric_history(logged.info.run_id, "curve/validation/auc")) == SHORT["epochs"]
