@@ -199,8 +199,16 @@ def processes_per_trial(sweep: Sweep) -> list[int]:
 def _check_processes(sweep: Sweep) -> None:
     if "processes" in sweep.space:
         raise InputError("space.processes changes nothing that comes out; put processes under finetune")
+    gpus = sweep.gpus_per_trial
+    if gpus > 1 and gpus != int(gpus):
+        raise InputError(f"gpus_per_trial={gpus:g}: a process has a share of one GPU or whole ones; say {int(gpus)}")
     for backbone, processes in zip(sweep.backbones, processes_per_trial(sweep), strict=True):
         finetune = {**sweep.finetune, **backbone.finetune}
+        if processes > 1 and gpus != int(gpus):
+            raise InputError(
+                f"{backbone.label}: processes={processes} with gpus_per_trial={gpus:g}, but each process has a GPU of "
+                "its own; say gpus_per_trial=1, or 0 for none"
+            )
         if processes > 1 and sweep.scheduler == "pbt":
             raise InputError(f"{backbone.label}: processes={processes}, but a member of a population is one process")
         if processes > 1 and finetune.get("features") is not None:
