@@ -69,7 +69,11 @@ class Sweep:
     @property
     def head_only(self) -> bool:
         """Whether all trials train heads on frozen features."""
-        return self.finetune.get("features") is not None or any("features" in b.finetune for b in self.backbones)
+        return all(map(self.on_features, self.backbones))
+
+    def on_features(self, backbone: Backbone) -> bool:
+        """Whether the backbone's trials train heads on frozen features."""
+        return {**self.finetune, **backbone.finetune}.get("features") is not None
 
     @property
     def place(self) -> trial.Place:
@@ -203,7 +207,6 @@ def _check_processes(sweep: Sweep) -> None:
     if gpus > 1 and gpus != int(gpus):
         raise InputError(f"gpus_per_trial={gpus:g}: a process has a share of one GPU or whole ones; say {int(gpus)}")
     for backbone, processes in zip(sweep.backbones, processes_per_trial(sweep), strict=True):
-        finetune = {**sweep.finetune, **backbone.finetune}
         if processes > 1 and gpus != int(gpus):
             raise InputError(
                 f"{backbone.label}: processes={processes} with gpus_per_trial={gpus:g}, but each process has a GPU of "
@@ -211,7 +214,7 @@ def _check_processes(sweep: Sweep) -> None:
             )
         if processes > 1 and sweep.scheduler == "pbt":
             raise InputError(f"{backbone.label}: processes={processes}, but a member of a population is one process")
-        if processes > 1 and finetune.get("features") is not None:
+        if processes > 1 and sweep.on_features(backbone):
             raise InputError(f"{backbone.label}: processes={processes}, but a head on features is one process")
 
 

@@ -97,3 +97,19 @@ def test_tasks_hold_many_short_trials_but_leave_every_process_some(
 def test_trials_that_train_a_backbone_are_tasks_of_their_own(tmp_path, tiny_cards):
     config = from_dict(Sweep, sweep_values(tmp_path, tiny_cards, space={"seed": [0, 1]}))
     assert trials_per_task(config, 900, 2) == 1
+
+
+def test_several_trials_make_a_task_only_where_no_backbone_is_trained(tmp_path, tiny_cards):
+    head, full = {"features": "f", "mode": "head", "flip": False}, {"mode": "full"}
+
+    def of(first, second, shared=None):
+        two = [{"name": "tiny_resnet", "finetune": first}, {"name": "tiny_efficientnet", "finetune": second}]
+        values = sweep_values(tmp_path, tiny_cards, backbones=two, space=SPACE, finetune=shared or {})
+        return from_dict(Sweep, values).head_only
+
+    assert of(head, head)
+    assert of({}, {}, shared=head)
+    assert not of(head, full)
+    assert not of(full, head)
+    assert not of({}, {"features": None, **full}, shared=head)
+    assert not of(full, full)
