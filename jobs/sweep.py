@@ -30,7 +30,9 @@ from jobs.sweep_plan import (
     check,
     distinct,
     first_trials,
+    first_values,
     listed,
+    make_trial,
     maker,
     pack_subsets,
     prepare_shared,
@@ -224,7 +226,8 @@ def most_epochs(config: Sweep) -> int:
     if "epochs" in space:
         epochs = space["epochs"].high if isinstance(space["epochs"], Range) else max(space["epochs"])
     else:
-        epochs = max(each.row.config.epochs for each in first_trials(config, space))
+        first = [make_trial(config, place, first_values(space)) for place in range(len(config.backbones))]
+        epochs = max(each.row.config.epochs for each in first)
     return max(2, math.ceil(epochs))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_shards.command import InputError
 from data_shards.files import atomic, write_json
 from data_shards.manifest import ShardSet
 from jobs.subset import rows_in
@@ -86,6 +87,9 @@ class Frozen:
             shards = ShardSet.open(path)
             if _array(self._backbone, shards, self._folder).is_file():
                 self._found[path] = load(self._backbone, shards, self._folder)
+            elif path == self._whole:
+                by = " ".join(self._backbone)
+                raise InputError(f"{self._folder} has no features of {path} by {by}; run the sweep again to make them")
             else:
                 self._found[path] = part(self.of(self._whole), ShardSet.open(self._whole), shards)
         return self._found[path]

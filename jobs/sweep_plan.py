@@ -184,6 +184,7 @@ def check(sweep: Sweep) -> Space:
     if ranges:
         raise InputError(f"space.{ranges[0]} is a range, but every value is a training set of its own; list values")
     _check_processes(sweep)
+    _check_features(sweep, space)
     if sweep.scheduler == "pbt":
         from jobs import population
 
@@ -218,6 +219,17 @@ def _check_processes(sweep: Sweep) -> None:
             raise InputError(f"{backbone.label}: processes={processes}, but a head on features is one process")
 
 
+def _check_features(sweep: Sweep, space: Space) -> None:
+    if "features" in space:
+        raise InputError("space.features changes nothing that comes out; put features under finetune")
+    for backbone in sweep.backbones:
+        if sweep.sampler == "tpe" and "seed" in _of_features(sweep, backbone) and isinstance(space.get("seed"), Range):
+            raise InputError(
+                f"space.seed is a range, and {backbone.label} has other features with each seed, which TPE wants to "
+                "have beforehand; list seeds"
+            )
+
+
 def _every_value(space: Space) -> list[Values]:
     """As few proposals as hold every choice of the lists and both ends of the ranges."""
     choices = [[values.low, values.high] if isinstance(values, Range) else values for values in space.values()]
@@ -227,17 +239,27 @@ def _every_value(space: Space) -> list[Values]:
     ]
 
 
+def first_values(space: Space) -> Values:
+    """The first choice of each list, and the low end of each range."""
+    return {key: choices.low if isinstance(choices, Range) else choices[0] for key, choices in space.items()}
+
+
 def first_trials(sweep: Sweep, space: Space) -> list[Trial]:
-    """A trial of each backbone, and of each seed that may start a random one from other weights."""
-    values = {key: choices.low if isinstance(choices, Range) else choices[0] for key, choices in space.items()}
-    seeds = space.get("seed", [None])
-    if isinstance(seeds, Range):
-        seeds = range(seeds.low, seeds.high + 1)
-    return [
-        make_trial(sweep, backbone, values if seed is None else {**values, "seed": seed})
-        for backbone in range(len(sweep.backbones))
-        for seed in seeds
-    ]
+    """A trial of each backbone, and of a frozen one of each choice in the space that its features depend on."""
+    found = []
+    for place, backbone in enumerate(sweep.backbones):
+        keys = [key for key in _of_features(sweep, backbone) if key in space]
+        for chosen in itertools.product(*(space[key] for key in keys)):
+            values = {**first_values(space), **dict(zip(keys, chosen, strict=True))}
+            found.append(make_trial(sweep, place, values))
+    return found
+
+
+def _of_features(sweep: Sweep, backbone: Backbone) -> list[str]:
+    """Hyperparameters that change a backbone's frozen features, if they are trained on."""
+    if not sweep.on_features(backbone):
+        return []
+    return ["precision", "seed"] if backbone.initialisation == "random" else ["precision"]
 
 
 def prepare_shared(sweep: Sweep, todo: list[Trial]) -> None:

@@ -313,6 +313,7 @@ def test_launch_variables_are_forgotten(monkeypatch):
         ({"backbones": []}, "backbones is empty"),
         ({"finetune": {"processes": 3, "batch_size": 16}}, "batch_size=16 is no multiple of 3 processes"),
         ({"gpus_per_trial": 0.5, "finetune": {"processes": 2}}, "each process has a GPU of its own"),
+        ({"space": {"features": [None, "f"]}}, "space.features changes nothing"),
         ({"gpus_per_trial": 1.5}, "gpus_per_trial=1.5: a process has a share of one GPU or whole ones"),
         ({"backbones": [{**TINY, "finetune": {"processes": 2, "features": "f", "mode": "head"}}]}, "is one process"),
         ({"sampler": "random", "trials": 1, "budget": {"tiny_rasnet": 3}}, "did you mean 'tiny_resnet-random'"),

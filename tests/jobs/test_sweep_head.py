@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from data_shards.command import from_dict
+from data_shards.command import InputError, from_dict
 from data_shards.manifest import ShardSet
 from jobs import sweep_features, trial
-from jobs.search import parse_space
+from jobs.search import grid, parse_space
 from jobs.sweep import trials_per_task
-from jobs.sweep_plan import Sweep, pack_subsets, planned, prepare_shared
+from jobs.sweep_plan import Sweep, check, first_trials, make_trial, pack_subsets, planned, prepare_shared
 from tests.jobs.sweeping import run_sweep, sweep_values
 
 FINETUNE = {"mode": "head", "flip": False, "epochs": 30, "evaluate_every": 5, "batch_size": 16, "learning_rate": 0.01}
@@ -81,6 +81,38 @@ def test_a_smaller_or_mislabelled_set_takes_its_rows_from_the_whole_one(tmp_path
     shards = ShardSet.open(trials[0].row.config.train)
     row = list(source.column("sha256")).index(shards.column("sha256")[3])
     assert np.array_equal(parts[0].features[3], whole.features[row])
+
+
+def test_with_tpe_every_choice_that_features_depend_on_is_prepared(tmp_path, tiny_cards):
+    space = {"precision": ["fp32", "bf16"], "seed": [0, 1], "weight_decay": [0.0, 0.1]}
+    config = from_dict(Sweep, head_values(tmp_path, tiny_cards, space=space, sampler="tpe", trials=8))
+    first = first_trials(config, check(config))
+    made = [(each.row.config.precision, each.row.config.seed) for each in first]
+    assert made == [("fp32", 0), ("fp32", 1), ("bf16", 0), ("bf16", 1)]
+    prepare_shared(config, first)
+    for values in grid(parse_space(space)):
+        key = sweep_features.key(make_trial(config, 0, values).row.config)
+        assert len(sweep_features.Frozen(key, config.place.features, config.data.train).of(config.data.train).label)
+
+
+def test_seeds_are_gone_through_only_where_they_change_features(tmp_path, tiny_cards):
+    seeds = {"space": {"seed": {"low": 0, "high": 99_999}}, "sampler": "tpe", "trials": 3}
+
+    def firsts(**changes):
+        config = from_dict(Sweep, {**head_values(tmp_path, tiny_cards, **seeds), **changes})
+        return first_trials(config, check(config))
+
+    assert len(firsts(backbones=[{"name": "tiny_resnet"}])) == 1  # pre-trained
+    assert len(firsts(finetune={"mode": "full"})) == 1  # nothing is frozen
+    with pytest.raises(InputError, match=r"tiny_resnet-random has other features with each seed.*list seeds"):
+        firsts()
+
+
+def test_missing_features_are_named(tmp_path, tiny_cards):
+    config = from_dict(Sweep, head_values(tmp_path, tiny_cards))
+    key = "tiny_resnet", "pretrained", "None", "bf16"
+    with pytest.raises(InputError, match=r"has no features of .*train by tiny_resnet pretrained None bf16; run"):
+        sweep_features.Frozen(key, config.place.features, config.data.train).of(config.data.train)
 
 
 @pytest.mark.parametrize(
