@@ -12,6 +12,7 @@ import logging
 import math
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -86,7 +87,9 @@ def _sampled(config: Sweep, space: Space) -> list[Trial]:
     journal = Journal(config)
     proposed = journal.proposals()
     todo = _in_turn(config, proposed)
-    total = sum(config.budgets)
+    had = Counter(each.backbone for each in proposed)
+    # One whose budget was lowered has its trials: they take none from the others.
+    total = sum(max(budget, had[backbone]) for backbone, budget in enumerate(config.budgets))
     left = total - len(proposed) + len(todo)
     if left > 0:
         make = maker(config)

@@ -6,7 +6,7 @@ import pytest
 
 from data_shards.command import from_dict
 from jobs import sweep, sweep_report, trial
-from jobs.sweep_plan import Sweep, check, listed
+from jobs.sweep_plan import Journal, Sweep, check, listed, maker
 from tests.jobs.sweeping import SAMPLE, sweep_values
 
 SHORT = {"mode": "full", "epochs": 2, "batch_size": 16, "threads": 1}
@@ -90,3 +90,32 @@ def test_what_a_scheduler_stopped_goes_on_when_there_is_none_any_more(tmp_path, 
     [logged] = [each for each in client.search_runs([experiment]) if each.info.run_name == name]
     assert (logged.info.status, logged.data.tags["status"]) == ("FINISHED", "finished")
     assert len(client.get_metric_history(logged.info.run_id, "curve/validation/auc")) == SHORT["epochs"]
+
+
+def test_a_budget_that_was_lowered_takes_no_trials_from_other_backbones(tmp_path, tiny_cards, monkeypatch):
+    two = [{"name": name, "initialisation": "random"} for name in ("tiny_resnet", "tiny_efficientnet")]
+    space = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+    options = {"backbones": two, "space": space, "sampler": "tpe"}
+
+    def planned(**budget):
+        values = sweep_values(tmp_path, tiny_cards, finetune=SHORT, **options, **budget)
+        return from_dict(Sweep, values)
+
+    journal, make = Journal(planned(trials=4)), maker(planned(trials=4))
+    for rate in (1e-3, 2e-3, 3e-3, 4e-3):  # one backbone's, all but the last finished
+        proposed = make(0, {"learning_rate": rate})
+        journal.note(0, proposed.values)
+        if rate < 4e-3:
+            trial.write_record(proposed.row, "finished")
+    numbers, handed_out = [], []
+
+    def tune(config, source, some, total, left):
+        numbers.append((total, left))
+        while found := source.next():
+            handed_out.extend(found)
+
+    monkeypatch.setattr(sweep, "_tune", tune)
+    sweep.sweep(planned(trials=2, budget={"tiny_resnet-random": 1}))
+    assert numbers == [(4 + 2, 1 + 2)]
+    assert sorted(backbone for backbone, _ in handed_out) == [0, 1, 1]
+    assert (0, {"learning_rate": 4e-3}) in handed_out
