@@ -421,3 +421,5 @@ def test_the_resolved_sweep_is_written(finished):
     values, _ = finished
     config = from_dict(Sweep, copy.deepcopy(values))
     assert from_yaml(Sweep, config.folder / "sweep.yaml") == config
+    page = (config.folder / "report.html").read_text()
+    assert f"python -m jobs.sweep {config.folder / 'sweep.yaml'}" in page  # the report's own way to itself
