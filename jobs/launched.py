@@ -63,7 +63,7 @@ def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None], place: Place | 
     last: deque[str] = deque(maxlen=200)
     seen = _Evaluations(row, on_row)
     process = subprocess.Popen(
-        line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_die_with_parent
+        line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent
     )
     reader = threading.Thread(target=_keep_last, args=(process.stderr, last), daemon=True)
     reader.start()
@@ -126,6 +126,6 @@ def _keep_last(source: IO[str], last: deque[str]) -> None:
     last.extend(source)
 
 
-def _die_with_parent() -> None:
-    """Ray ends a trial by a kill of its process, of which the launcher would not hear. It passes SIGTERM on."""
+def die_with_parent() -> None:
+    """End by SIGTERM (which a launcher passes on) when the parent ends, were it by a kill, as Ray ends a trial."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

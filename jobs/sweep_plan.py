@@ -268,8 +268,8 @@ def prepare_shared(sweep: Sweep, todo: list[Trial]) -> None:
     from jobs import sweep_features, sweep_pictures
 
     configs = [each.row.config for each in todo]
-    for config in {sweep_features.key(config): config for config in configs if config.features}.values():
-        sweep_features.prepare(config, sweep.data.by_name().values(), sweep.place.features)
+    frozen = {sweep_features.key(config): config for config in configs if config.features}
+    sweep_features.prepare_all(list(frozen.values()), list(sweep.data.by_name().values()), sweep.place.features)
     sizes = {sweep_pictures.input_size(config) for config in configs if not config.features}
     sweep_pictures.prepare(sizes, sweep.data.by_name(), sweep.place.pictures)
 
