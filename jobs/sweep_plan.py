@@ -134,12 +134,6 @@ def _training_set(sweep: Sweep, values: Values) -> Path:
     return subset.path(sweep.folder / "data", sweep.data.train)
 
 
-def planned(sweep: Sweep) -> list[Trial] | None:
-    """The trials of a grid or of random draws; None with TPE, which decides as it goes. InputError as of ``check``."""
-    space = check(sweep)
-    return None if sweep.sampler == "tpe" else listed(sweep, space)
-
-
 def listed(sweep: Sweep, space: Space) -> list[Trial]:
     """The trials of a grid or of random draws, each run once."""
     make = maker(sweep)

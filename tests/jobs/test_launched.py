@@ -16,8 +16,8 @@ from data_shards.command import InputError, from_dict, to_dict
 from data_shards.manifest import ShardSet
 from data_shards.reader import CorruptSample
 from jobs import launched, trial
-from jobs.sweep_plan import Sweep, planned, prepare_shared
-from tests.jobs.sweeping import ROOT, SAMPLE, damage, run_sweep, sweep_values
+from jobs.sweep_plan import Sweep, prepare_shared
+from tests.jobs.sweeping import ROOT, SAMPLE, damage, planned, run_sweep, sweep_values
 from trainer.loop import NonFiniteLoss, Stopped
 
 # Layer norm alone: batch statistics of two processes on the CPU are not those of one.

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from data_shards.command import InputError, from_yaml
 from jobs.search import Listed, Range, Tpe, grid, parse_space, random_draws
-from jobs.sweep_plan import Sweep, planned
+from jobs.sweep_plan import Sweep
+from tests.jobs.sweeping import planned
 
 SPACE = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "unfrozen_blocks": [1, 4], "flip": [True, False]}
 

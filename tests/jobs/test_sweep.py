@@ -22,8 +22,8 @@ from data_shards.command import InputError, from_dict, from_yaml
 from jobs import trial
 from jobs.search import grid, parse_space
 from jobs.sweep import most_epochs, sweep
-from jobs.sweep_plan import Journal, Sweep, best_auc, check, distinct, make_trial, maker, planned
-from tests.jobs.sweeping import ROOT, command, environment, processes, run_sweep, sweep_values
+from jobs.sweep_plan import Journal, Sweep, best_auc, check, distinct, make_trial, maker
+from tests.jobs.sweeping import ROOT, command, environment, planned, processes, run_sweep, sweep_values
 
 ABSURD = 1e36
 TINY = {"name": "tiny_resnet", "initialisation": "random"}

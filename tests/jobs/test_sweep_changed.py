@@ -6,8 +6,8 @@ import pytest
 
 from data_shards.command import from_dict
 from jobs import sweep, sweep_report, trial
-from jobs.sweep_plan import Journal, Sweep, check, listed, maker
-from tests.jobs.sweeping import SAMPLE, sweep_values
+from jobs.sweep_plan import Journal, Sweep, maker
+from tests.jobs.sweeping import SAMPLE, planned, sweep_values
 
 SHORT = {"mode": "full", "epochs": 2, "batch_size": 16, "threads": 1}
 
@@ -16,7 +16,7 @@ def made(folder, cards, **changes):
     """The sweep and its trials."""
     values = sweep_values(folder, cards, **{"space": {"learning_rate": [1e-3]}, "finetune": SHORT, **changes})
     config = from_dict(Sweep, values)
-    return config, listed(config, check(config))
+    return config, planned(config)
 
 
 def run(trials):
@@ -97,11 +97,11 @@ def test_a_budget_that_was_lowered_takes_no_trials_from_other_backbones(tmp_path
     space = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
     options = {"backbones": two, "space": space, "sampler": "tpe"}
 
-    def planned(**budget):
+    def with_budget(**budget):
         values = sweep_values(tmp_path, tiny_cards, finetune=SHORT, **options, **budget)
         return from_dict(Sweep, values)
 
-    journal, make = Journal(planned(trials=4)), maker(planned(trials=4))
+    journal, make = Journal(with_budget(trials=4)), maker(with_budget(trials=4))
     for rate in (1e-3, 2e-3, 3e-3, 4e-3):  # one backbone's, all but the last finished
         proposed = make(0, {"learning_rate": rate})
         journal.note(0, proposed.values)
@@ -115,7 +115,7 @@ def test_a_budget_that_was_lowered_takes_no_trials_from_other_backbones(tmp_path
             handed_out.extend(found)
 
     monkeypatch.setattr(sweep, "_tune", tune)
-    sweep.sweep(planned(trials=2, budget={"tiny_resnet-random": 1}))
+    sweep.sweep(with_budget(trials=2, budget={"tiny_resnet-random": 1}))
     assert numbers == [(4 + 2, 1 + 2)]
     assert sorted(backbone for backbone, _ in handed_out) == [0, 1, 1]
     assert (0, {"learning_rate": 4e-3}) in handed_out

@@ -11,8 +11,8 @@ from data_shards.manifest import ShardSet
 from jobs import sweep_features, trial
 from jobs.search import grid, parse_space
 from jobs.sweep import trials_per_task
-from jobs.sweep_plan import Sweep, check, first_trials, listed, make_trial, pack_subsets, planned, prepare_shared
-from tests.jobs.sweeping import run_sweep, sweep_values
+from jobs.sweep_plan import Sweep, check, first_trials, make_trial, pack_subsets, prepare_shared
+from tests.jobs.sweeping import planned, run_sweep, sweep_values
 
 FINETUNE = {"mode": "head", "flip": False, "epochs": 30, "evaluate_every": 5, "batch_size": 16, "learning_rate": 0.01}
 SPACE = {"train_groups": [6, 15, None], "seed": [0, 1, 2, 3]}
@@ -113,12 +113,12 @@ def test_with_a_gpu_features_are_made_in_a_process_of_their_own(tmp_path, tiny_c
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr(sweep_features, "prepare", None)  # not in this process
     config = from_dict(Sweep, head_values(tmp_path, tiny_cards, space={"seed": [0, 1]}))
-    trials = listed(config, check(config))
+    trials = planned(config)
     prepare_shared(config, trials)
     assert len(list(config.place.features.glob("*.npy"))) == 2 * 4
     pretrained = from_dict(Sweep, {**head_values(tmp_path, tiny_cards), "backbones": [{"name": "tiny_resnet"}]})
     with pytest.raises(InputError, match="tiny_resnet"):  # its card names a file that is not there
-        prepare_shared(pretrained, listed(pretrained, check(pretrained))[:1])
+        prepare_shared(pretrained, planned(pretrained)[:1])
 
 
 def test_missing_features_are_named(tmp_path, tiny_cards):

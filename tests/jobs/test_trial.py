@@ -8,8 +8,8 @@ import pytest
 from data_shards.command import from_dict
 from jobs import sweep, trial
 from jobs.search import Tpe, parse_space
-from jobs.sweep_plan import Sweep, planned
-from tests.jobs.sweeping import sweep_values
+from jobs.sweep_plan import Sweep
+from tests.jobs.sweeping import planned, sweep_values
 
 
 class ProcessLost(BaseException):

@@ -6,14 +6,14 @@ import pytest
 
 from data_shards.command import from_dict
 from jobs import trial, tune_parts
-from jobs.sweep_plan import Sweep, check, listed
-from tests.jobs.sweeping import sweep_values
+from jobs.sweep_plan import Sweep
+from tests.jobs.sweeping import planned, sweep_values
 
 
 @pytest.fixture
 def rows(tmp_path, tiny_cards):
     config = from_dict(Sweep, sweep_values(tmp_path, tiny_cards, space={"learning_rate": [1e-4, 1e-3]}))
-    return [each.row for each in listed(config, check(config))]  # of 4 epochs
+    return [each.row for each in planned(config)]  # of 4 epochs
 
 
 @pytest.fixture
