@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def benchmark(experiment: Experiment) -> list[RowFailed]:
     """Do what is missing of the experiment; returns the rows that failed, which do not stop the others."""
     check(experiment)
-    plan_file = plan.write(experiment)
+    plan_file = plan.keep(experiment)
     rows = plan.read(plan_file)
     steps = len(experiment.backbones) + 1 + len(rows)
     files = []

@@ -9,16 +9,17 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from data_shards.command import to_dict, write_yaml
+from data_shards.command import InputError, to_dict, write_yaml
 from data_shards.files import atomic
 from jobs import plan, record
 from trainer.config import FinetuneConfig
@@ -62,7 +63,7 @@ def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None], place: Place | 
     last: deque[str] = deque(maxlen=200)
     seen = _Evaluations(row, on_row)
     process = subprocess.Popen(
-        line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=_die_with_parent
+        line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent
     )
     reader = threading.Thread(target=_keep_last, args=(process.stderr, last), daemon=True)
     reader.start()
@@ -77,7 +78,7 @@ def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None], place: Place | 
     reader.join(timeout=5)
     status = launch.exit_status(row.run, process.returncode)
     if status:
-        raise _error(status, record.last_error(last, status))
+        raise _error(status, last)
     return json.loads((row.run / "result.json").read_text(encoding="utf-8"))
 
 
@@ -100,18 +101,24 @@ class _Evaluations:
         return [found for found in read_metrics(self._run) if "validation/auc" in found]
 
 
-def _error(status: int, reason: str) -> Exception:
+def _error(status: int, lines: Collection[str]) -> Exception:
     import torch
 
+    from data_shards.reader import CorruptSample
     from trainer.finetune import STOPPED
     from trainer.loop import NonFiniteLoss, Stopped
 
+    reason = record.last_error(lines, status)
+    foreseen = any(f"error: {reason}" in line for line in lines)
     if status == STOPPED:
         return Stopped(reason)
     if "not finite" in reason:
         return NonFiniteLoss(reason)
     if "OutOfMemoryError" in reason:
         return torch.OutOfMemoryError(reason)
+    if foreseen:
+        corrupt = re.fullmatch("(.*?): sample '(.*?)': (.*)", reason)
+        return CorruptSample(*corrupt.groups()) if corrupt else InputError(reason)
     return LaunchFailed(reason)
 
 
@@ -119,6 +126,6 @@ def _keep_last(source: IO[str], last: deque[str]) -> None:
     last.extend(source)
 
 
-def _die_with_parent() -> None:
-    """Ray ends a trial by a kill of its process, of which the launcher would not hear. It passes SIGTERM on."""
+def die_with_parent() -> None:
+    """End by SIGTERM (which a launcher passes on) when the parent ends, were it by a kill, as Ray ends a trial."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

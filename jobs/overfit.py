@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,25 @@ SCHEMA = 3
 PARTS = ("curve", "last_gaps", "drops")
 
 
-def measure(run: Path, train: Path, *, replicates: int) -> None:
+def measure(run: Path, train: Path, names: Sequence[str], *, replicates: int) -> None:
     """Write ``evaluation.json`` (AUC and gaps of the selected checkpoint, as jobs.evaluate reads them) and
     ``overfitting.json``: ``curve`` (see evaluation.overfitting_curves; with flipped labels in ``train`` also the share
     of them that the last checkpoint repeats), ``last_gaps`` (the gaps at the last checkpoint) and ``drops`` (selected
-    minus last checkpoint). Skipped when they are there for the same files."""
-    files = sorted([*(run / "scores").glob("*.parquet"), run / "metrics.jsonl"])
+    minus last checkpoint). Skipped when they are there for the same files.
+
+    ``names``: the sets. Scores of others may lie there, from when the sweep file had them."""
+    scored = {name: [run / "scores" / f"{name}{suffix}.parquet" for suffix in ("", "-last")] for name in names}
+    files = [file for pair in scored.values() for file in pair] + [run / "metrics.jsonl"]
     inputs = digest([SCHEMA, replicates, {file.name: sha256_file(file) for file in files}])
     evaluation, overfitting = run / "evaluation.json", run / "overfitting.json"
     current = overfitting.is_file() and json.loads(overfitting.read_text(encoding="utf-8"))["inputs"] == inputs
     if evaluation.is_file() and current:
         return
-    found = {file.stem for file in files}
-    sets = [*evaluate.IN_DOMAIN, *sorted(name for name in found - set(evaluate.IN_DOMAIN) if f"{name}-last" in found)]
-    best, last = (
-        {name: evaluate.read_scores(run / "scores" / f"{name}{suffix}.parquet") for name in sets}
-        for suffix in ("", "-last")
-    )
+    best, last = ({name: evaluate.read_scores(pair[at]) for name, pair in scored.items()} for at in (0, 1))
     scores = _scores(best, last, replicates)
     scores["curve"] = [*_curve_scores(run, best["validation"]), *_memorisation(train, last)]
     plain = {part: [score.to_dict() for score in scores[part]] for part in ("auc", "gaps", *PARTS)}
-    detection = {name: [auc] for name, auc in zip(sets, plain["auc"], strict=True)}
+    detection = {name: [auc] for name, auc in zip(names, plain["auc"], strict=True)}
     write_json(evaluation, {"inputs": inputs, **_selected(best, detection, plain["gaps"])})
     write_json(overfitting, {"inputs": inputs, **{part: plain[part] for part in PARTS}})
 

@@ -168,7 +168,8 @@ def _finetune(experiment: Experiment, backbone: Backbone) -> FinetuneConfig:
 
 
 def keep(experiment: Experiment) -> Path:
-    """Write the plan, and beside it the experiment as it is now, for the jobs that follow; returns the plan's path."""
+    """Write the plan, and beside it the experiment as it is now, for the jobs that follow and whoever reads the
+    report; returns the plan's path."""
     path = write(experiment)
     known = [each.name for each in fields(Experiment)]  # a subclass has more
     with atomic(path.with_name("experiment.yaml")) as temporary:

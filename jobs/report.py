@@ -56,7 +56,7 @@ def build(experiment: Experiment) -> Report:
     return Report(
         title=experiment.title,
         notice=experiment.notice,
-        command=f"python -m jobs.benchmark {experiment.name}.yaml",
+        command=f"python -m jobs.benchmark {experiment.folder / 'experiment.yaml'}",
         versions={name: version(name) for name in PACKAGES},
         machine=machine(),
         commit=git_commit(),

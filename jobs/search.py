@@ -135,7 +135,8 @@ class Tpe:
     """Proposals of Optuna's TPE, one study per backbone with its number of ``trials``.
 
     ``known``: (backbone, values, validation AUC, or None for a failure) of proposals whose trials ended before;
-    ``unfinished``: (backbone, values) of others, proposed again first. ``note`` is told every further proposal.
+    ``unfinished``: (backbone, values) of others, proposed again first, and all of them even where ``trials`` are fewer
+    now. ``note`` is told every further proposal.
     ``run_of``: the run that a proposal stands for. TPE may propose one again; the repeat counts as a trial, and takes
     the result of the first instead of being run.
     """
@@ -171,6 +172,7 @@ class Tpe:
         for backbone, values in unfinished:
             self._again[backbone] += 1
             self._studies[backbone].enqueue_trial(self._coded(values))
+        self._left = [max(left, again) for left, again in zip(self._left, self._again, strict=True)]
 
     def next(self, most: int = 1) -> list[tuple[int, Values]]:
         """The next proposals, at most so many and of one backbone; none when every backbone has had its trials.

@@ -12,6 +12,7 @@ import logging
 import math
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +31,9 @@ from jobs.sweep_plan import (
     check,
     distinct,
     first_trials,
+    first_values,
     listed,
+    make_trial,
     maker,
     pack_subsets,
     prepare_shared,
@@ -73,7 +76,7 @@ def _alone(config: Sweep) -> Iterator[None]:
 def _listed(config: Sweep, space: Space) -> list[Trial]:
     """A grid or random draws."""
     trials = listed(config, space)
-    todo = _in_turn(each for each in trials if not trial.ended(each.row))
+    todo = _in_turn(config, trials)
     if todo:
         _tune(config, Listed([(each.backbone, each.values) for each in todo]), todo, len(trials), len(todo))
     return trials
@@ -83,8 +86,10 @@ def _sampled(config: Sweep, space: Space) -> list[Trial]:
     """What TPE proposes."""
     journal = Journal(config)
     proposed = journal.proposals()
-    todo = _in_turn(each for each in proposed if not trial.ended(each.row))
-    total = sum(config.budgets)
+    todo = _in_turn(config, proposed)
+    had = Counter(each.backbone for each in proposed)
+    # One whose budget was lowered has its trials: they take none from the others.
+    total = sum(max(budget, had[backbone]) for backbone, budget in enumerate(config.budgets))
     left = total - len(proposed) + len(todo)
     if left > 0:
         make = maker(config)
@@ -92,7 +97,11 @@ def _sampled(config: Sweep, space: Space) -> list[Trial]:
             space,
             config.budgets,
             config.seed,
-            known=[(each.backbone, each.values, best_auc(each)) for each in proposed if trial.ended(each.row)],
+            known=[
+                (each.backbone, each.values, best_auc(each))
+                for each in proposed
+                if trial.ended(each.row, config.scheduler)
+            ],
             unfinished=[(each.backbone, each.values) for each in todo],
             note=journal.note,
             run_of=lambda *proposal: make(*proposal).row.run,
@@ -101,9 +110,10 @@ def _sampled(config: Sweep, space: Space) -> list[Trial]:
     return distinct(journal.proposals())
 
 
-def _in_turn(todo: Iterable[Trial]) -> list[Trial]:
-    """Trials that were begun before come last: one that takes its process along must not do so first, again and again.
-    (Their first start in this call finds them with a clean slate.)"""
+def _in_turn(config: Sweep, trials: Iterable[Trial]) -> list[Trial]:
+    """What is to be done. Trials that were begun before come last: one that takes its process along must not do so
+    first, again and again. (Their first start in this call finds them with a clean slate.)"""
+    todo = [each for each in trials if not trial.ended(each.row, config.scheduler)]
     return sorted(todo, key=lambda each: trial.starts(each.row) > 0)
 
 
@@ -127,7 +137,7 @@ def _tune(config: Sweep, source: Listed | Tpe, some: list[Trial], total: int, le
         shutil.rmtree(storage, ignore_errors=True)  # Ray's own notes: the run directories are the record
         per_task = trials_per_task(config, left, at_once)
         proposals = Proposals(source, begin, config.place, config.gpus_per_trial, per_task)
-        books = Books(lambda: total - source.repeats, total - left, proposals.rows)
+        books = Books(lambda: total - source.repeats, total - left, proposals.rows, stops=config.scheduler == "asha")
         try:
             tuner = tune.Tuner(
                 tune.with_resources(trial.trainable, partial(_resources, config)),
@@ -219,7 +229,8 @@ def most_epochs(config: Sweep) -> int:
     if "epochs" in space:
         epochs = space["epochs"].high if isinstance(space["epochs"], Range) else max(space["epochs"])
     else:
-        epochs = max(each.row.config.epochs for each in first_trials(config, space))
+        first = [make_trial(config, place, first_values(space)) for place in range(len(config.backbones))]
+        epochs = max(each.row.config.epochs for each in first)
     return max(2, math.ceil(epochs))
 
 

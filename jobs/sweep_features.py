@@ -8,21 +8,44 @@ one: equal images have equal features, whatever their labels.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_shards.command import InputError
 from data_shards.files import atomic, write_json
 from data_shards.manifest import ShardSet
+from jobs.launched import die_with_parent
 from jobs.subset import rows_in
 
 if TYPE_CHECKING:
     from trainer.config import FinetuneConfig
     from trainer.features import Features
     from trainer.inputs import HeadFeatures
+
+
+def prepare_all(configs: Collection[FinetuneConfig], sets: Collection[Path], folder: Path) -> None:
+    """``prepare`` for each config; with a GPU in a process of its own: whoever has used a GPU keeps some of its memory
+    until he ends, and a sweep's driver lives as long as the sweep."""
+    if not configs:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        _prepare_each(configs, sets, folder)
+        return
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=die_with_parent) as process:
+        process.submit(_prepare_each, configs, sets, folder).result()
+
+
+def _prepare_each(configs: Collection[FinetuneConfig], sets: Collection[Path], folder: Path) -> None:
+    for config in configs:
+        prepare(config, sets, folder)
 
 
 def prepare(config: FinetuneConfig, sets: Iterable[Path], folder: Path) -> None:
@@ -86,6 +109,9 @@ class Frozen:
             shards = ShardSet.open(path)
             if _array(self._backbone, shards, self._folder).is_file():
                 self._found[path] = load(self._backbone, shards, self._folder)
+            elif path == self._whole:
+                by = " ".join(self._backbone)
+                raise InputError(f"{self._folder} has no features of {path} by {by}; run the sweep again to make them")
             else:
                 self._found[path] = part(self.of(self._whole), ShardSet.open(self._whole), shards)
         return self._found[path]

@@ -69,7 +69,11 @@ class Sweep:
     @property
     def head_only(self) -> bool:
         """Whether all trials train heads on frozen features."""
-        return self.finetune.get("features") is not None or any("features" in b.finetune for b in self.backbones)
+        return all(map(self.on_features, self.backbones))
+
+    def on_features(self, backbone: Backbone) -> bool:
+        """Whether the backbone's trials train heads on frozen features."""
+        return {**self.finetune, **backbone.finetune}.get("features") is not None
 
     @property
     def place(self) -> trial.Place:
@@ -130,12 +134,6 @@ def _training_set(sweep: Sweep, values: Values) -> Path:
     return subset.path(sweep.folder / "data", sweep.data.train)
 
 
-def planned(sweep: Sweep) -> list[Trial] | None:
-    """The trials of a grid or of random draws; None with TPE, which decides as it goes. InputError as of ``check``."""
-    space = check(sweep)
-    return None if sweep.sampler == "tpe" else listed(sweep, space)
-
-
 def listed(sweep: Sweep, space: Space) -> list[Trial]:
     """The trials of a grid or of random draws, each run once."""
     make = maker(sweep)
@@ -180,6 +178,7 @@ def check(sweep: Sweep) -> Space:
     if ranges:
         raise InputError(f"space.{ranges[0]} is a range, but every value is a training set of its own; list values")
     _check_processes(sweep)
+    _check_features(sweep, space)
     if sweep.scheduler == "pbt":
         from jobs import population
 
@@ -199,12 +198,30 @@ def processes_per_trial(sweep: Sweep) -> list[int]:
 def _check_processes(sweep: Sweep) -> None:
     if "processes" in sweep.space:
         raise InputError("space.processes changes nothing that comes out; put processes under finetune")
+    gpus = sweep.gpus_per_trial
+    if gpus > 1 and gpus != int(gpus):
+        raise InputError(f"gpus_per_trial={gpus:g}: a process has a share of one GPU or whole ones; say {int(gpus)}")
     for backbone, processes in zip(sweep.backbones, processes_per_trial(sweep), strict=True):
-        finetune = {**sweep.finetune, **backbone.finetune}
+        if processes > 1 and gpus != int(gpus):
+            raise InputError(
+                f"{backbone.label}: processes={processes} with gpus_per_trial={gpus:g}, but each process has a GPU of "
+                "its own; say gpus_per_trial=1, or 0 for none"
+            )
         if processes > 1 and sweep.scheduler == "pbt":
             raise InputError(f"{backbone.label}: processes={processes}, but a member of a population is one process")
-        if processes > 1 and finetune.get("features") is not None:
+        if processes > 1 and sweep.on_features(backbone):
             raise InputError(f"{backbone.label}: processes={processes}, but a head on features is one process")
+
+
+def _check_features(sweep: Sweep, space: Space) -> None:
+    if "features" in space:
+        raise InputError("space.features changes nothing that comes out; put features under finetune")
+    for backbone in sweep.backbones:
+        if sweep.sampler == "tpe" and "seed" in _of_features(sweep, backbone) and isinstance(space.get("seed"), Range):
+            raise InputError(
+                f"space.seed is a range, and {backbone.label} has other features with each seed, which TPE wants to "
+                "have beforehand; list seeds"
+            )
 
 
 def _every_value(space: Space) -> list[Values]:
@@ -216,17 +233,27 @@ def _every_value(space: Space) -> list[Values]:
     ]
 
 
+def first_values(space: Space) -> Values:
+    """The first choice of each list, and the low end of each range."""
+    return {key: choices.low if isinstance(choices, Range) else choices[0] for key, choices in space.items()}
+
+
 def first_trials(sweep: Sweep, space: Space) -> list[Trial]:
-    """A trial of each backbone, and of each seed that may start a random one from other weights."""
-    values = {key: choices.low if isinstance(choices, Range) else choices[0] for key, choices in space.items()}
-    seeds = space.get("seed", [None])
-    if isinstance(seeds, Range):
-        seeds = range(seeds.low, seeds.high + 1)
-    return [
-        make_trial(sweep, backbone, values if seed is None else {**values, "seed": seed})
-        for backbone in range(len(sweep.backbones))
-        for seed in seeds
-    ]
+    """A trial of each backbone, and of a frozen one of each choice in the space that its features depend on."""
+    found = []
+    for place, backbone in enumerate(sweep.backbones):
+        keys = [key for key in _of_features(sweep, backbone) if key in space]
+        for chosen in itertools.product(*(space[key] for key in keys)):
+            values = {**first_values(space), **dict(zip(keys, chosen, strict=True))}
+            found.append(make_trial(sweep, place, values))
+    return found
+
+
+def _of_features(sweep: Sweep, backbone: Backbone) -> list[str]:
+    """Hyperparameters that change a backbone's frozen features, if they are trained on."""
+    if not sweep.on_features(backbone):
+        return []
+    return ["precision", "seed"] if backbone.initialisation == "random" else ["precision"]
 
 
 def prepare_shared(sweep: Sweep, todo: list[Trial]) -> None:
@@ -235,8 +262,8 @@ def prepare_shared(sweep: Sweep, todo: list[Trial]) -> None:
     from jobs import sweep_features, sweep_pictures
 
     configs = [each.row.config for each in todo]
-    for config in {sweep_features.key(config): config for config in configs if config.features}.values():
-        sweep_features.prepare(config, sweep.data.by_name().values(), sweep.place.features)
+    frozen = {sweep_features.key(config): config for config in configs if config.features}
+    sweep_features.prepare_all(list(frozen.values()), list(sweep.data.by_name().values()), sweep.place.features)
     sizes = {sweep_pictures.input_size(config) for config in configs if not config.features}
     sweep_pictures.prepare(sizes, sweep.data.by_name(), sweep.place.pictures)
 

@@ -55,7 +55,7 @@ def build(config: Sweep, trials: list[Trial]) -> SweepReport:
     return SweepReport(
         title=config.title,
         notice=config.notice,
-        command=f"python -m jobs.sweep {config.name}.yaml",
+        command=f"python -m jobs.sweep {config.folder / 'sweep.yaml'}",
         versions={name: version(name) for name in PACKAGES},
         machine=report.machine(),
         searched={"Space": space, "Sampler": config.sampler, "Scheduler": config.scheduler},

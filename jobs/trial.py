@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -103,22 +103,30 @@ def read_record(row: plan.Row) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def ended(row: plan.Row) -> bool:
+def ended(row: plan.Row, scheduler: str = "") -> bool:
     """Whether there is nothing to do for the trial. One that failed for a reason outside its hyperparameters (a bad
-    file, a lost process) is tried again; one that was scored on other sets is scored anew."""
+    file, a lost process) is tried again; one that was scored on other sets is scored anew; one that a scheduler stopped
+    goes on where the sweep's is now ``none``, which asks for full curves."""
     record = read_record(row)
     if record is None:
         return False
     if record["status"] == "finished":
         return record["score"] == row.score and record["replicates"] == row.replicates
-    return record["status"] == "stopped" or record["error"] == "NonFiniteLoss"
+    if record["status"] == "stopped":
+        return scheduler != "none"
+    return record["error"] == "NonFiniteLoss"
 
 
-def write_record(row: plan.Row, status: str, reason: str = "", error: str = "") -> None:
-    """Say how the trial ended."""
+def write_record(row: plan.Row, status: str, reason: str = "", error: str = "", *, replace: bool = True) -> None:
+    """Say how the trial ended; unless ``replace``, only where nothing says it yet, seen from here or not."""
     record = {"status": status, "reason": reason, "error": error, "score": row.score, "replicates": row.replicates}
-    record_file(row).parent.mkdir(parents=True, exist_ok=True)
-    write_json(record_file(row), record)
+    file = record_file(row)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if replace:
+        write_json(file, record)
+        return
+    with suppress(FileExistsError), open(file, "x", encoding="utf-8") as new:  # "x" is for the file's server to decide
+        json.dump(record, new)
 
 
 def trainable(config: dict[str, Any]) -> None:
@@ -231,14 +239,18 @@ def is_out_of_memory(error: Exception) -> bool:
 def _halve(row: plan.Row, error: Exception) -> bool:
     """Plan the row with half the micro batch; False where that was done before, cannot be, or would not help since
     training is over."""
-    config = row.config
-    accumulation = 2 * config.accumulation
-    trained = (row.run / "result.json").is_file()
-    if as_run(row) is not row or trained or config.batch_size % accumulation:
+    config, processes = row.config, row.config.processes or 1
+    if as_run(row) is not row or (row.run / "result.json").is_file():
         return False
+    accumulation = 2 * config.accumulation
+    try:
+        replace(config, accumulation=accumulation).rank_batch(processes)
+    except InputError:  # it cannot be parted
+        return False
+    before, after = (config.batch_size // (processes * each) for each in (config.accumulation, accumulation))
     reason = (
-        f"out of memory with a micro batch of {config.batch_size // config.accumulation} ({str(error)[:200]}); goes on "
-        f"with {config.batch_size // accumulation} and accumulation={accumulation}"
+        f"out of memory with a micro batch of {before} ({str(error)[:200]}); goes on with {after} and "
+        f"accumulation={accumulation}"
     )
     write_json(row.run / "out_of_memory.json", {"accumulation": accumulation, "reason": reason})
     return True
@@ -298,7 +310,7 @@ def _score(row: plan.Row, place: Place | None) -> None:
     for checkpoint in ("best", "last"):
         score = partial(predict.score, row.run, sets, checkpoint, features=features, open_shards=open_shards)
         _in_batches_that_fit(score)
-    overfit.measure(row.run, row.config.train, replicates=row.replicates)
+    overfit.measure(row.run, row.config.train, list(sets), replicates=row.replicates)
 
 
 def _in_batches_that_fit(score: Callable[..., Any]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ray.tune import Callback
@@ -13,6 +16,9 @@ from tqdm import tqdm
 from jobs import plan, trial
 from jobs.search import Listed, Tpe, Values
 from jobs.sweep_plan import Trial, best_auc
+
+SECONDS_TO_APPEAR = 3
+"""How long a record that must be there is waited for."""
 
 
 class Proposals(Searcher):
@@ -57,10 +63,12 @@ class Proposals(Searcher):
 
 class Books(Callback):
     """Records trials that a scheduler stopped or that were lost, and shows progress: one live line on a terminal; in a
-    log file one line for each failure."""
+    log file one line for each failure. ``stops``: whether the scheduler ends trials before their time."""
 
-    def __init__(self, total: Callable[[], int], done: int, rows_of: Callable[[Any], list[plan.Row]]) -> None:
-        self._failed, self._best = 0, float("-inf")
+    def __init__(
+        self, total: Callable[[], int], done: int, rows_of: Callable[[Any], list[plan.Row]], *, stops: bool = False
+    ) -> None:
+        self._failed, self._best, self._stops = 0, float("-inf"), stops
         self._total, self._rows_of, self._counted = total, rows_of, set()
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total(), initial=done, desc="trials", unit="trial", disable=not terminal)
@@ -71,9 +79,15 @@ class Books(Callback):
         self._show(trials)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._end(trial, trials, "stopped", f"stopped by the scheduler at epoch {trial.last_result.get('epoch')}")
+        epoch = trial.last_result.get("epoch")
+        if self._stops and epoch is not None and any(epoch < row.config.epochs for row in self._open(trial)):
+            self._end(trial, trials, "stopped", f"stopped by the scheduler at epoch {epoch}")
+        else:  # it came to its end, and said how
+            self._wait_for_records(trial)
+            self._show(trials)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._wait_for_records(trial)
         self._end(trial, trials, "failed", trial_lost(trial))
 
     def close(self) -> None:
@@ -83,9 +97,22 @@ class Books(Callback):
         """The first trial of the task without a record is the one that ran; any after it have not begun."""
         self._count(task)
         for row in self._open(task)[:1]:
-            trial.write_record(row, status, reason, "Lost" if status == "failed" else "")
+            trial.write_record(row, status, reason, "Lost" if status == "failed" else "", replace=False)
         self._count(task)
         self._show(trials)
+
+    def _wait_for_records(self, task: Any) -> None:
+        """On a shared file system, what another node has just written may take a moment to be seen; to list its folder
+        makes an NFS client ask again."""
+        deadline = time.monotonic() + SECONDS_TO_APPEAR
+        self._count(task)
+        while (missing := self._open(task)) and time.monotonic() < deadline:
+            for row in missing:
+                for folder in {row.run, trial.record_file(row).parent}:
+                    with suppress(FileNotFoundError):
+                        os.listdir(folder)
+            time.sleep(SECONDS_TO_APPEAR / 10)
+            self._count(task)
 
     def _open(self, task: Any) -> list[plan.Row]:
         return [row for row in self._rows_of(task) if row.run not in self._counted]

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from data_shards.manifest import ShardSet
+from jobs.sweep_plan import Sweep, Trial, check, listed
 
 ROOT = Path(__file__).parents[2]
 MARK = "SWEEP_OF_A_TEST"
@@ -34,6 +35,11 @@ def sweep_values(folder: Path, cards: Path, **changes) -> dict:
         "replicates": 50,
         **changes,
     }
+
+
+def planned(sweep: Sweep) -> list[Trial]:
+    """The trials of a grid or of random draws."""
+    return listed(sweep, check(sweep))
 
 
 def command(file: Path) -> list[str]:

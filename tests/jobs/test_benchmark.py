@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
+from data_shards.command import from_yaml
+from jobs.experiment import Experiment
+
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT.parent / "shared" / "assets"
 COMMAND = 600  # seconds that a command may take on busy cores
@@ -40,6 +43,9 @@ def test_ends_with_the_table_the_report_and_the_way_to_mlflow(finished):
     page = (folder / "runs" / "tiny" / "report.html").read_text(encoding="utf-8")
     assert "tiny_efficientnet-random" in page
     assert "A test." in page
+    kept = folder / "runs" / "tiny" / "experiment.yaml"
+    assert f"python -m jobs.benchmark {kept}" in page
+    assert from_yaml(Experiment, kept) == from_yaml(Experiment, folder / "experiment.yaml")
 
 
 @pytest.mark.slow

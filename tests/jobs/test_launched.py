@@ -12,11 +12,13 @@ import psutil
 import pytest
 import torch
 
-from data_shards.command import from_dict, to_dict
+from data_shards.command import InputError, from_dict, to_dict
+from data_shards.manifest import ShardSet
+from data_shards.reader import CorruptSample
 from jobs import launched, trial
-from jobs.sweep_plan import Sweep, planned, prepare_shared
-from tests.jobs.sweeping import ROOT, SAMPLE, damage, run_sweep, sweep_values
-from trainer.loop import NonFiniteLoss
+from jobs.sweep_plan import Sweep, prepare_shared
+from tests.jobs.sweeping import ROOT, SAMPLE, damage, planned, run_sweep, sweep_values
+from trainer.loop import NonFiniteLoss, Stopped
 
 # Layer norm alone: batch statistics of two processes on the CPU are not those of one.
 VIT = {"name": "tiny_vit", "initialisation": "random"}
@@ -103,12 +105,36 @@ def test_a_scheduler_that_stops_a_trial_stops_its_processes(tmp_path, cards):
     assert not processes_of(only.row.run.name)
 
 
+@pytest.mark.slow
+def test_a_damaged_sample_is_recorded_and_not_tried_again_at_once(tmp_path, cards):
+    values = made(tmp_path, cards, 2, epochs=1)
+    values["data"]["train"] = str(tmp_path / "train")
+    shutil.copytree(SAMPLE / "train", tmp_path / "train")
+    damage(tmp_path / "train", sample=1)
+    [only] = planned(from_dict(Sweep, values))
+    trial.run_trial(only.row, lambda told: None)  # raises nothing: Ray would repeat it
+    record = trial.read_record(only.row)
+    assert (record["status"], record["error"]) == ("failed", "CorruptSample")
+    assert str(ShardSet.open(tmp_path / "train").column("key")[1]) in record["reason"]
+
+
 def processes_of(run: str) -> list[int]:
     running = psutil.process_iter(["cmdline"])
     return [each.pid for each in running if any(f"{run}.yaml" in word for word in each.info["cmdline"] or ())]
 
 
 def test_reasons_that_have_a_name_keep_it():
-    assert isinstance(launched._error(1, "loss is not finite at step 3"), NonFiniteLoss)
-    assert isinstance(launched._error(1, "torch.OutOfMemoryError: CUDA out of memory."), torch.OutOfMemoryError)
-    assert isinstance(launched._error(1, "exit status 1"), launched.LaunchFailed)
+    damaged = CorruptSample("shard-000000.tar", "a", "its sha256 is not the manifest's")
+    last = "subprocess.CalledProcessError: returned non-zero exit status 1."  # of the launcher
+    for line, kind in (
+        ("error: loss is not finite at step 3", NonFiniteLoss),
+        ("torch.OutOfMemoryError: CUDA out of memory.", torch.OutOfMemoryError),
+        (f"error: {damaged}", CorruptSample),
+        ("[rank0]: error: no shard set at absent", InputError),
+        ("RuntimeError: NCCL error: unhandled system error", launched.LaunchFailed),
+        ("no reason", launched.LaunchFailed),
+    ):
+        found = launched._error(1, ["before\n", f"{line}\n", f"{last}\n"])
+        assert type(found) is kind
+        assert str(found) in f"{line} exit status 1"
+    assert isinstance(launched._error(85, []), Stopped)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from data_shards.command import InputError, from_yaml
 from jobs.search import Listed, Range, Tpe, grid, parse_space, random_draws
-from jobs.sweep_plan import Sweep, planned
+from jobs.sweep_plan import Sweep
+from tests.jobs.sweeping import planned
 
 SPACE = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "unfrozen_blocks": [1, 4], "flip": [True, False]}
 
@@ -104,6 +105,15 @@ def test_tpe_goes_on_with_what_is_known_and_begun():
     assert source.next() == []
     source.tell(0, begun, None)
     source.tell(*other, 0.5)
+
+
+def test_tpe_ends_what_was_begun_and_gives_the_others_theirs_where_a_budget_was_lowered():
+    space = parse_space(SPACE)
+    begun = [{"learning_rate": rate, "unfrozen_blocks": 4, "flip": False} for rate in (1e-3, 2e-3, 3e-3)]
+    source = Tpe(space, [1, 2], seed=0, known=[(0, begun[0], 0.5), (0, begun[1], 0.6)], unfinished=[(0, begun[2])])
+    proposed = [each for _ in range(4) for each in source.next()]
+    assert sorted(backbone for backbone, _ in proposed) == [0, 1, 1]
+    assert (0, begun[2]) in proposed
 
 
 def test_tpe_gives_a_repeat_the_known_result_and_reaches_its_total():

@@ -22,8 +22,8 @@ from data_shards.command import InputError, from_dict, from_yaml
 from jobs import trial
 from jobs.search import grid, parse_space
 from jobs.sweep import most_epochs, sweep
-from jobs.sweep_plan import Journal, Sweep, best_auc, check, distinct, make_trial, maker, planned
-from tests.jobs.sweeping import ROOT, command, environment, processes, run_sweep, sweep_values
+from jobs.sweep_plan import Journal, Sweep, best_auc, check, distinct, make_trial, maker
+from tests.jobs.sweeping import ROOT, command, environment, planned, processes, run_sweep, sweep_values
 
 ABSURD = 1e36
 TINY = {"name": "tiny_resnet", "initialisation": "random"}
@@ -312,6 +312,9 @@ def test_launch_variables_are_forgotten(monkeypatch):
         ({"sampler": "random"}, "needs trials"),
         ({"backbones": []}, "backbones is empty"),
         ({"finetune": {"processes": 3, "batch_size": 16}}, "batch_size=16 is no multiple of 3 processes"),
+        ({"gpus_per_trial": 0.5, "finetune": {"processes": 2}}, "each process has a GPU of its own"),
+        ({"space": {"features": [None, "f"]}}, "space.features changes nothing"),
+        ({"gpus_per_trial": 1.5}, "gpus_per_trial=1.5: a process has a share of one GPU or whole ones"),
         ({"backbones": [{**TINY, "finetune": {"processes": 2, "features": "f", "mode": "head"}}]}, "is one process"),
         ({"sampler": "random", "trials": 1, "budget": {"tiny_rasnet": 3}}, "did you mean 'tiny_resnet-random'"),
         ({"space": {"learning_rate": {"low": 1e-4, "high": 1e-3}}}, "sampler=random"),
@@ -320,6 +323,13 @@ def test_launch_variables_are_forgotten(monkeypatch):
 def test_mistakes_in_the_sweep_file_are_named_before_anything_runs(tmp_path, tiny_cards, changes, message):
     with pytest.raises(InputError, match=message):
         planned(from_dict(Sweep, three_rates(tmp_path, tiny_cards, **changes)))
+
+
+def test_a_share_of_a_gpu_is_for_trials_of_one_process(tmp_path, tiny_cards):
+    for gpus, at_once in ((0.5, 1), (0, 2), (1, 2), (2.0, 2), (2, 1)):
+        finetune = {"processes": at_once, "batch_size": 16}
+        values = three_rates(tmp_path, tiny_cards, gpus_per_trial=gpus, finetune=finetune)
+        check(from_dict(Sweep, values))
 
 
 def test_equal_runs_are_run_once_and_backbones_take_turns(tmp_path, tiny_cards):
@@ -411,3 +421,5 @@ def test_the_resolved_sweep_is_written(finished):
     values, _ = finished
     config = from_dict(Sweep, copy.deepcopy(values))
     assert from_yaml(Sweep, config.folder / "sweep.yaml") == config
+    page = (config.folder / "report.html").read_text()
+    assert f"python -m jobs.sweep {config.folder / 'sweep.yaml'}" in page  # the report's own way to itself

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from data_shards.command import from_dict
+from data_shards.command import InputError, from_dict
 from data_shards.manifest import ShardSet
 from jobs import sweep_features, trial
-from jobs.search import parse_space
+from jobs.search import grid, parse_space
 from jobs.sweep import trials_per_task
-from jobs.sweep_plan import Sweep, pack_subsets, planned, prepare_shared
-from tests.jobs.sweeping import run_sweep, sweep_values
+from jobs.sweep_plan import Sweep, check, first_trials, make_trial, pack_subsets, prepare_shared
+from tests.jobs.sweeping import planned, run_sweep, sweep_values
 
 FINETUNE = {"mode": "head", "flip": False, "epochs": 30, "evaluate_every": 5, "batch_size": 16, "learning_rate": 0.01}
 SPACE = {"train_groups": [6, 15, None], "seed": [0, 1, 2, 3]}
@@ -83,6 +83,51 @@ def test_a_smaller_or_mislabelled_set_takes_its_rows_from_the_whole_one(tmp_path
     assert np.array_equal(parts[0].features[3], whole.features[row])
 
 
+def test_with_tpe_every_choice_that_features_depend_on_is_prepared(tmp_path, tiny_cards):
+    space = {"precision": ["fp32", "bf16"], "seed": [0, 1], "weight_decay": [0.0, 0.1]}
+    config = from_dict(Sweep, head_values(tmp_path, tiny_cards, space=space, sampler="tpe", trials=8))
+    first = first_trials(config, check(config))
+    made = [(each.row.config.precision, each.row.config.seed) for each in first]
+    assert made == [("fp32", 0), ("fp32", 1), ("bf16", 0), ("bf16", 1)]
+    prepare_shared(config, first)
+    for values in grid(parse_space(space)):
+        key = sweep_features.key(make_trial(config, 0, values).row.config)
+        assert len(sweep_features.Frozen(key, config.place.features, config.data.train).of(config.data.train).label)
+
+
+def test_seeds_are_gone_through_only_where_they_change_features(tmp_path, tiny_cards):
+    seeds = {"space": {"seed": {"low": 0, "high": 99_999}}, "sampler": "tpe", "trials": 3}
+
+    def firsts(**changes):
+        config = from_dict(Sweep, {**head_values(tmp_path, tiny_cards, **seeds), **changes})
+        return first_trials(config, check(config))
+
+    assert len(firsts(backbones=[{"name": "tiny_resnet"}])) == 1  # pre-trained
+    assert len(firsts(finetune={"mode": "full"})) == 1  # nothing is frozen
+    with pytest.raises(InputError, match=r"tiny_resnet-random has other features with each seed.*list seeds"):
+        firsts()
+
+
+def test_with_a_gpu_features_are_made_in_a_process_of_their_own(tmp_path, tiny_cards, monkeypatch):
+    """Which has none here, and takes the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(sweep_features, "prepare", None)  # not in this process
+    config = from_dict(Sweep, head_values(tmp_path, tiny_cards, space={"seed": [0, 1]}))
+    trials = planned(config)
+    prepare_shared(config, trials)
+    assert len(list(config.place.features.glob("*.npy"))) == 2 * 4
+    pretrained = from_dict(Sweep, {**head_values(tmp_path, tiny_cards), "backbones": [{"name": "tiny_resnet"}]})
+    with pytest.raises(InputError, match="tiny_resnet"):  # its card names a file that is not there
+        prepare_shared(pretrained, planned(pretrained)[:1])
+
+
+def test_missing_features_are_named(tmp_path, tiny_cards):
+    config = from_dict(Sweep, head_values(tmp_path, tiny_cards))
+    key = "tiny_resnet", "pretrained", "None", "bf16"
+    with pytest.raises(InputError, match=r"has no features of .*train by tiny_resnet pretrained None bf16; run"):
+        sweep_features.Frozen(key, config.place.features, config.data.train).of(config.data.train)
+
+
 @pytest.mark.parametrize(
     ("changes", "left", "at_once", "expected"),
     [({}, 900, 2, 25), ({}, 12, 2, 1), ({}, 100, 2, 12), ({"scheduler": "asha"}, 900, 2, 1)],
@@ -97,3 +142,19 @@ def test_tasks_hold_many_short_trials_but_leave_every_process_some(
 def test_trials_that_train_a_backbone_are_tasks_of_their_own(tmp_path, tiny_cards):
     config = from_dict(Sweep, sweep_values(tmp_path, tiny_cards, space={"seed": [0, 1]}))
     assert trials_per_task(config, 900, 2) == 1
+
+
+def test_several_trials_make_a_task_only_where_no_backbone_is_trained(tmp_path, tiny_cards):
+    head, full = {"features": "f", "mode": "head", "flip": False}, {"mode": "full"}
+
+    def of(first, second, shared=None):
+        two = [{"name": "tiny_resnet", "finetune": first}, {"name": "tiny_efficientnet", "finetune": second}]
+        values = sweep_values(tmp_path, tiny_cards, backbones=two, space=SPACE, finetune=shared or {})
+        return from_dict(Sweep, values).head_only
+
+    assert of(head, head)
+    assert of({}, {}, shared=head)
+    assert not of(head, full)
+    assert not of(full, head)
+    assert not of({}, {"features": None, **full}, shared=head)
+    assert not of(full, full)

@@ -15,8 +15,8 @@ from data_shards.manifest import ShardSet
 from data_shards.reader import SampleReader
 from jobs import sweep_pictures, trial
 from jobs.search import parse_space
-from jobs.sweep_plan import Sweep, pack_subsets, planned, prepare_shared
-from tests.jobs.sweeping import SAMPLE, damage, sweep_values
+from jobs.sweep_plan import Sweep, pack_subsets, prepare_shared
+from tests.jobs.sweeping import SAMPLE, damage, planned, sweep_values
 
 FINETUNE = {"mode": "full", "epochs": 2, "batch_size": 16, "evaluate_every": 0.5, "augmentation": 0.5, "threads": 1}
 SETS = {"train": SAMPLE / "train", "test": SAMPLE / "test"}

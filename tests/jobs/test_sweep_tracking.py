@@ -8,8 +8,8 @@ from data_shards.command import from_dict
 from data_shards.files import write_json
 from evaluation.score import Score
 from jobs import sweep_report, trial
-from jobs.sweep_plan import Sweep, planned
-from tests.jobs.sweeping import sweep_values
+from jobs.sweep_plan import Sweep
+from tests.jobs.sweeping import planned, sweep_values
 
 DEAD = "http://127.0.0.1:9"  # the port of the discard service: nobody answers
 

@@ -8,8 +8,8 @@ import pytest
 from data_shards.command import from_dict
 from jobs import sweep, trial
 from jobs.search import Tpe, parse_space
-from jobs.sweep_plan import Sweep, planned
-from tests.jobs.sweeping import sweep_values
+from jobs.sweep_plan import Sweep
+from tests.jobs.sweeping import planned, sweep_values
 
 
 class ProcessLost(BaseException):
@@ -130,3 +130,24 @@ def test_out_of_memory_in_scoring_halves_its_batches_and_trains_nothing_again(ro
     trial.run_trial(row, lambda told: None)
     assert trial.read_record(row)["error"] == "OutOfMemoryError"
     assert trial.as_run(row) is row
+
+
+@pytest.mark.parametrize(
+    ("finetune", "parts"),
+    [
+        ({"processes": 4, "batch_size": 16}, "a micro batch of 4 (no room); goes on with 2 and accumulation=2"),
+        ({"processes": 4, "batch_size": 12}, ""),  # three each
+        ({"mixup": 0.2, "batch_size": 4}, "a micro batch of 4 (no room); goes on with 2 and accumulation=2"),
+        ({"mixup": 0.2, "batch_size": 2}, ""),  # a pair is the least
+        ({"batch_size": 1}, ""),
+    ],
+)
+def test_a_micro_batch_is_halved_only_where_every_process_can_halve_it(tmp_path, tiny_cards, finetune, parts):
+    space = {"learning_rate": [1e-3]}
+    config = from_dict(Sweep, sweep_values(tmp_path, tiny_cards, space=space, finetune=finetune))
+    row = planned(config)[0].row
+    row.run.mkdir(parents=True)
+    assert trial._halve(row, MemoryError("no room")) == bool(parts)
+    assert (parts in trial.out_of_memory(row)) if parts else trial.as_run(row) is row
+    assert not trial._halve(row, MemoryError("no room"))  # once is all
+    trial.as_run(row).config.rank_batch(row.config.processes or 1)

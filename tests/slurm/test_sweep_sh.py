@@ -13,8 +13,8 @@ import yaml
 
 from data_shards.command import from_dict
 from jobs import trial
-from jobs.sweep_plan import Sweep, planned
-from tests.jobs.sweeping import SAMPLE
+from jobs.sweep_plan import Sweep
+from tests.jobs.sweeping import SAMPLE, planned
 
 ROOT = Path(__file__).resolve().parents[2]
 
