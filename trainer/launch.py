@@ -16,6 +16,7 @@ from pathlib import Path
 from data_shards.command import InputError, run
 from trainer import startup
 from trainer.finetune import STOPPED
+from trainer.finished import read_result
 
 SCRIPT = Path(__file__).with_name("finetune.py")
 DEFAULTS = Path(__file__).with_name("accelerate.yaml")
@@ -123,6 +124,7 @@ def launch(options: Launch) -> None:
     # Mistakes that show before anything starts are one line; after it, launchers add theirs.
     config = parse(FinetuneConfig, ["--config", str(options.finetune)])
     config.rank_batch(options.processes * options.machines)
+    read_result(config)  # one that does not belong to the data of now
     get_card(config.backbone, config.cards)
     for path in (config.train, config.validation):
         ShardSet.open(path)

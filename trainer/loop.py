@@ -58,7 +58,7 @@ def fit(
     open_shards: Callable[[Path], ShardSet] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, or on from where the run directory stands, and return the result (also in result.json; at once
-    if it is there). All processes call it.
+    if it is there, see trainer.finished). All processes call it.
 
     ``report`` gets each row of metrics.jsonl on rank 0. ``startup`` knows when the command was given. ``features``:
     those that a config with features=FOLDER trains on, if they are in memory already; then no backbone is loaded.
@@ -66,7 +66,8 @@ def fit(
     (SIGTERM, SIGUSR1 or the file RUN/stop), NonFiniteLoss, InputError.
     """
     directory = RunDirectory(config)
-    done = on_rank_zero(accelerator, directory.result)
+    weights_sha256 = features and features.train.provenance["weights_sha256"]
+    done = on_rank_zero(accelerator, lambda: directory.result(weights_sha256))
     if done is not None:
         return done
     # The user's mistakes show while the parts are built, before there is any file.

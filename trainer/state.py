@@ -24,6 +24,7 @@ from data_shards.files import apply_umask, atomic, write_json
 from trainer import lease, startup, zero
 from trainer.config import FinetuneConfig, result_fields
 from trainer.distributed import Engine
+from trainer.finished import read_result
 
 if TYPE_CHECKING:
     from trainer.distributed import Accelerator
@@ -63,13 +64,13 @@ class RunDirectory:
         self.config = config
         self._lock = -1
 
-    def result(self) -> dict[str, Any] | None:
-        """The result of a finished run. Removes the state that a kill just after the end may have left."""
-        file = self.path / "result.json"
-        if not file.is_file():
-            return None
-        self.discard_state()
-        return json.loads(file.read_text(encoding="utf-8"))
+    def result(self, weights_sha256: str | None = None) -> dict[str, Any] | None:
+        """The result of a finished run (see read_result). Removes the state that a kill just after the end may have
+        left."""
+        result = read_result(self.config, weights_sha256)
+        if result is not None:
+            self.discard_state()
+        return result
 
     def claim(self) -> None:
         """Make the directory ours, or raise InputError: another process works in it, or it holds another config."""
