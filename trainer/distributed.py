@@ -152,8 +152,7 @@ class Engine:
 
     @property
     def judged(self) -> nn.Module:
-        """The bare model that is evaluated and published: the moving average, always in evaluation mode, where there is
-        one."""
+        """The bare model that is evaluated and published: the moving average, where there is one."""
         return self.module if self.ema is None else self.ema.module
 
     @property
@@ -163,6 +162,15 @@ class Engine:
     def train(self) -> None:
         self.model.train()
 
+    def evaluate(self) -> None:
+        """Before ``score``: the model and its average in evaluation mode, without what they keep of older weights. Some
+        of timm's (TinyViT, LeViT) keep their attention biases in that mode until the next change of modes, and the
+        average, whose weights change in place, would see none."""
+        self.module.eval()
+        if self.ema is not None:
+            self.ema.module.train()
+            self.ema.module.eval()
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (n,), for training."""
         with self._autocast():
@@ -170,7 +178,7 @@ class Engine:
 
     @torch.no_grad()
     def score(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (n,) of the judged model, which must be in evaluation mode. Without a collective, except under ZeRO-3,
+        """Logits (n,) of the judged model, after ``evaluate``. Without a collective, except under ZeRO-3,
         where all processes must make equally many calls."""
         model = self.model if self.stage == 3 else self.judged
         with self._autocast():

@@ -258,7 +258,7 @@ class FeatureInputs:
         return self._scores(engine, self._clean)
 
     def _scores(self, engine: Engine, features: torch.Tensor) -> torch.Tensor:
-        engine.module.eval()
+        engine.evaluate()
         return engine.score(self.prepared(features, engine)).double().cpu()
 
 

@@ -49,7 +49,7 @@ def scores(engine: Engine, shards: ShardSet, card: BackboneCard, *, batch_size: 
     """
     rank, world = engine.accelerator.process_index, engine.accelerator.num_processes
     engine.share_buffers()
-    engine.module.eval()
+    engine.evaluate()
     index, logits = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for batch in evaluation_batches(
         shards, batch_size=batch_size, image_size=card.input_size, rank=rank, world_size=world, threads=threads
