@@ -23,7 +23,7 @@ from data_shards.manifest import ShardSet
 from data_shards.order import SampleOrder
 from trainer.augment import augment
 from trainer.bad_samples import WholeBatch, whole_batches
-from trainer.card import BackboneCard, get_card
+from trainer.card import BackboneCard, determining, get_card
 from trainer.clean_subset import CleanSubset, clean_subset
 from trainer.config import FinetuneConfig
 from trainer.distributed import Engine, on_rank_zero
@@ -157,6 +157,7 @@ class HeadFeatures:
                 "seed": config.seed if config.initialisation == "random" else None,
                 "precision": config.precision,
                 "shards_digest": shards.digest,
+                **determining(get_card(config.backbone, config.cards)),
                 "weights_sha256": first["weights_sha256"],
             }
             for name, value in wanted.items():

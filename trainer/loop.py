@@ -24,7 +24,7 @@ from evaluation.detection import auc
 from trainer import mixup
 from trainer.bad_samples import BadSamples
 from trainer.begin import begin, begin_on_features
-from trainer.card import get_card
+from trainer.card import determining, get_card
 from trainer.classifier import plain_weights, save_weights
 from trainer.config import FinetuneConfig
 from trainer.distributed import Engine, on_rank_zero
@@ -130,6 +130,7 @@ class _Fit:
             "validation data": self.validation.digest,
             "initial weights": self.beginning.weights_sha256,
             "model is fed": "pictures" if self.features is None else "features",
+            **{f"card's {name}": value for name, value in determining(self.card).items()},
         }
         torch.manual_seed(config.seed * 1_000_003 + self.rank)  # dropout and stochastic depth differ between ranks
 
@@ -364,6 +365,7 @@ class _Fit:
             "num_features": self.engine.module.head.in_features,
             "parameters": self.beginning.parameters,
             "trainable_parameters": self.beginning.trainable_parameters,
+            "card": determining(self.card),
             "weights": {"sha256": self.beginning.weights_sha256, "origin": self.beginning.weights_origin},
             "data": {"train": self.train.digest, "validation": self.validation.digest},
             "checkpoints": {file: sha256_file(self.directory.path / file) for file in files},

@@ -9,6 +9,8 @@ from data_shards.command import InputError
 from data_shards.files import write_json
 from trainer.finetune import finetune
 from trainer.finished import changes, read_result
+from trainer.loop import Stopped
+from trainer.predict import score
 
 
 @pytest.fixture
@@ -57,6 +59,39 @@ def test_what_a_result_does_not_say_and_what_is_gone_is_not_compared(finished, t
     assert list(changes(config, {"data": {"train": "a"}})) == []
     with pytest.raises(InputError, match="layer of its card tiny_vit has changed from token to pooled"):
         read_result(config)
+
+
+@pytest.mark.parametrize("before", ["mean: [0.5", "input_size: 32"])
+def test_a_card_is_part_of_a_run(toy_config, toy_cards, toy_sets, train, tmp_path, before):
+    """A run whose card has changed is neither gone on with nor taken for finished nor scored."""
+    cards = tmp_path / "cards.yaml"
+    cards.write_text(toy_cards.read_text())
+    config = toy_config(epochs=1.6, cards=cards)
+
+    def stop(row):
+        (config.directory / "stop").touch()
+
+    with pytest.raises(Stopped):
+        train(config, stop)
+    changed = toy_cards.read_text().replace(before, before.replace("0.5", "0.4").replace("32", "48"))
+    cards.write_text(changed)
+    name = before.split(":")[0]
+    with pytest.raises(InputError, match=f"card's {name} was .* and is .*; restore it"):
+        train(config)
+    cards.write_text(toy_cards.read_text())
+    result = train(config)
+    score(config.directory, {"test": toy_sets["test"]})
+    cards.write_text(changed)
+    with pytest.raises(InputError, match=f"is finished, but {name} of its card tiny_vit has changed from"):
+        train(config)
+    score(config.directory, {"test": toy_sets["test"]})  # what was scored with the right card stays
+    for options in ({}, {"features": lambda _: pytest.fail("they are of the changed card")}):
+        with pytest.raises(InputError, match=f"{name} of its card tiny_vit has changed from .* since it was trained"):
+            score(config.directory, {"other": toy_sets["validation"]}, **options)
+    older = {key: value for key, value in result.items() if key != "card"}
+    write_json(config.directory / "result.json", older)
+    assert train(config) == older
+    score(config.directory, {"other": toy_sets["validation"]})
 
 
 def test_a_finished_run_on_other_weights_in_memory_is_refused(finished):
