@@ -25,7 +25,7 @@ from trainer import mixup
 from trainer.bad_samples import BadSamples
 from trainer.begin import begin, begin_on_features
 from trainer.card import determining, get_card
-from trainer.classifier import plain_weights, save_weights
+from trainer.classifier import plain_weights
 from trainer.config import FinetuneConfig
 from trainer.distributed import Engine, on_rank_zero
 from trainer.inputs import FeatureInputs, HeadFeatures, Pictures, Rows, complete, shared_head_features
@@ -327,7 +327,7 @@ class _Fit:
                 "run": self.directory.path.name,
                 "step": self.progress.step,
             }
-            save_weights(path, weights, provenance)
+            self.directory.save_weights(path, weights, provenance)
 
     def _save(self) -> None:
         self.progress.seconds = self._seconds()

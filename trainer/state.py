@@ -22,6 +22,7 @@ import torch
 from data_shards.command import InputError, to_dict, write_yaml
 from data_shards.files import apply_umask, atomic, write_json
 from trainer import lease, startup, zero
+from trainer.classifier import save_weights
 from trainer.config import FinetuneConfig, result_fields
 from trainer.distributed import Engine
 from trainer.finished import read_result
@@ -153,6 +154,7 @@ class RunDirectory:
 
     def rewind(self, progress: Progress) -> None:
         """Remove what was written after the state that ``progress`` belongs to, so that nothing doubles."""
+        lease.check(self.path)
         rows = [row for row in read_metrics(self.path) if row["step"] <= progress.step]
         with atomic(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -168,6 +170,7 @@ class RunDirectory:
         name = f"step-{progress.step:08d}"
         partial = self.states / f".{name}.partial"
         if accelerator.is_main_process:
+            lease.check(self.path)  # a newer incarnation may need what would be deleted here
             self._prune(progress)
             partial.mkdir(parents=True)
             write_json(partial / "state.json", {"progress": asdict(progress), "facts": facts})
@@ -216,8 +219,13 @@ class RunDirectory:
             if path not in needed:
                 path.unlink()
 
+    def save_weights(self, file: Path, tensors: dict[str, torch.Tensor], provenance: dict[str, Any]) -> None:
+        lease.check(self.path)
+        save_weights(file, tensors, provenance)
+
     def publish_best(self, step: int) -> None:
         """Make the selected weights ``best.safetensors``. The original stays: a kill may yet follow."""
+        lease.check(self.path)
         with atomic(self.path / "best.safetensors") as temporary:
             shutil.copyfile(self.best_weights(step), temporary)
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from data_shards.files import sha256_file
 from data_shards.manifest import ShardSet
 from data_shards.pack import pack
 from tests.trainer.launching import run
-from trainer import startup
+from trainer import lease, startup
 from trainer.loop import Stopped
 from trainer.state import Progress, RunDirectory, read_metrics
 
@@ -303,6 +304,32 @@ def test_a_state_is_on_the_disk_before_latest_names_it(toy_config, train, monkey
     latest = done.index("latest")
     assert first < latest
     assert done[latest + 1] == "disk: state"
+
+
+def test_a_superseded_incarnation_deletes_and_writes_nothing(toy_config, tmp_path, monkeypatch):
+    """Its weights, too, would be in the place of those that the newer one selects."""
+    directory = RunDirectory(toy_config())
+    with lease.Lease(directory.path, "first", "") as first:
+        monkeypatch.setenv(lease.VARIABLE, str(first.term))
+    for file in ("best-00000004.safetensors", ".step-00000004.partial", "step-00000002/state.json"):
+        (directory.states / file).parent.mkdir(parents=True, exist_ok=True)
+        (directory.states / file).write_text("the newer one's")
+    rank_zero = SimpleNamespace(is_main_process=True, process_index=0)  # for it, all ends before a collective
+    with lease.Lease(directory.path, "second", ""):
+        before = {path: path.stat().st_mtime_ns for path in directory.path.rglob("[!.]*") if path.is_file()}
+        assert len(before) > 1
+        for write in (
+            lambda: directory.save(rank_zero, None, Progress(step=6), {}),
+            lambda: directory.rewind(Progress()),
+            lambda: directory.save_weights(directory.best_weights(6), {}, {}),
+            lambda: directory.save_weights(directory.path / "last.safetensors", {}, {}),
+            lambda: directory.publish_best(4),
+            lambda: directory.finish({}),
+        ):
+            with pytest.raises(lease.Superseded):
+                write()
+        assert {path: path.stat().st_mtime_ns for path in directory.path.rglob("[!.]*") if path.is_file()} == before
+        assert (directory.states / ".step-00000004.partial").exists()
 
 
 def test_half_written_states_are_never_read(toy_config, tmp_path):
