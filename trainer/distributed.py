@@ -78,14 +78,20 @@ def deepspeed_config(config: FinetuneConfig, rank_batch: int) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu"}
         if config.deepspeed_stage == 3:
             zero["offload_param"] = {"device": "cpu"}
+    types: dict[str, str] = {}
+    if config.precision == "bf16":
+        types["buffer_dtype"] = "bf16"  # or else batch norm's statistics stay float32 beside bfloat16 weights: refused
+        if (
+            config.deepspeed_stage > 1
+        ):  # with stage 1, DeepSpeed takes another optimizer for it, which zero.py knows not
+            types["grad_accum_dtype"] = "fp32"
     return {
         "train_micro_batch_size_per_gpu": rank_batch // config.accumulation,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.clip or 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": config.precision == "bf16"},
-        # Or else the statistics of batch norm stay float32 beside bfloat16 weights, which torch refuses.
-        "data_types": {"buffer_dtype": "bf16"} if config.precision == "bf16" else {},
+        "data_types": types,
         "zero_allow_untested_optimizer": True,
         # With offload too, the optimizer stays ours: Accelerate would put another one in its place, which our learning
         # rates would not reach.

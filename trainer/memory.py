@@ -59,7 +59,7 @@ def memory(config: FinetuneConfig, card: BackboneCard, processes: int = 1) -> Me
         parameters=parameters,
         trainable=trainable,
         weights=parameters * weight / (processes if stage == 3 else 1),
-        gradients=trainable * weight / (processes if stage >= 2 else 1),
+        gradients=trainable * (FLOAT / processes if stage >= 2 else weight),
         optimizer=optimizer / (processes if stage else 1),
         activations=activations,
     )

@@ -185,7 +185,14 @@ def test_deepspeed_on_two_processes_trains_as_one_and_resumes_elsewhere(toy_conf
 @pytest.mark.parametrize(("stage", "backbone"), [(2, "tiny_resnet"), (3, "tiny_vit")])
 def test_deepspeed_in_bf16_publishes_float32_and_what_is_frozen_as_it_was(toy_config, launch, stage, backbone):
     """Stopped and resumed on the way, which must not round anything either."""
-    keys = {**KEYS, "backbone": backbone, "mode": "last_blocks", "unfrozen_blocks": 1, "precision": "bf16"}
+    keys = {
+        **KEYS,
+        "backbone": backbone,
+        "mode": "last_blocks",
+        "unfrozen_blocks": 1,
+        "precision": "bf16",
+        "accumulation": 2,
+    }
     config = toy_config(**keys, deepspeed_stage=stage)
     environment = {"TRAINER_TEST_STOP": str(config.directory / "stop")}
     config.directory.mkdir(parents=True)
