@@ -107,7 +107,9 @@ def create_backbone(
     ``weights_dir``: see :func:`trainer.weights.locate`. Weights that cannot be had or do not fit raise InputError."""
     if initialisation not in INITIALISATIONS:
         raise InputError(f"initialisation must be one of {', '.join(INITIALISATIONS)}, not {initialisation!r}")
-    keep_freed_memory()  # here, since every use of a backbone on the CPU gains
+    # Both are the process's; here, since nothing uses a backbone that has not come this way.
+    keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means so: by default convolutions on a GPU see 10 of the 23 bits
     random = initialisation == "random"
     located = None if random and card.architecture != ONNX else weights_of.locate(card, weights_dir)
     with torch.random.fork_rng(devices=[]):

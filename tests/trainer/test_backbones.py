@@ -84,6 +84,13 @@ def test_random_weights_come_from_the_seed_alone(tiny_cards):
     assert (first.initialisation, pretrained.initialisation) == ("random", "pretrained")
 
 
+def test_float32_is_float32_in_convolutions_on_a_gpu_too(tiny_cards, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    create_backbone(get_card("tiny_resnet", tiny_cards), initialisation="random")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_layers_of_a_vit(tiny_cards):
     # test_vit at 32 px and patches of 16: tokens are 1 class token and 2 x 2 patches.
     text = tiny_cards.read_text()
