@@ -138,8 +138,12 @@ class RunDirectory:
 
         parts = ("model", "optimizer") if self.config.ema is None else ("model", "optimizer", "ema")
         try:
-            json.loads((state / "state.json").read_text(encoding="utf-8"))
-            for file in {state / f"{part}.safetensors" for part in parts} | set(state.glob("*.safetensors")):
+            saved = json.loads((state / "state.json").read_text(encoding="utf-8"))
+            needed = {state / f"{part}.safetensors" for part in parts}
+            needed |= {
+                _random_file(state, process) for process in range(saved.get("processes", 0))
+            }  # 0: an older state
+            for file in needed | set(state.glob("*.safetensors")):
                 with safe_open(file, "pt"):
                     pass
         except (OSError, ValueError, SafetensorError):
@@ -173,10 +177,11 @@ class RunDirectory:
             lease.check(self.path)  # a newer incarnation may need what would be deleted here
             self._prune(progress)
             partial.mkdir(parents=True)
-            write_json(partial / "state.json", {"progress": asdict(progress), "facts": facts})
+            saved = {"progress": asdict(progress), "facts": facts, "processes": accelerator.num_processes}
+            write_json(partial / "state.json", saved)
         accelerator.wait_for_everyone()
         try:
-            _save_random_state(partial / f"random-{accelerator.process_index:05d}.safetensors")
+            _save_random_state(_random_file(partial, accelerator.process_index))
             save_engine(engine, partial)
         except Exception:  # a full disk, likely: what is half-written must not take the room of a note that says so
             shutil.rmtree(partial, ignore_errors=True)
@@ -198,7 +203,7 @@ class RunDirectory:
             if was != value:
                 raise InputError(f"{self.path}: {key} was {was} and is {value}; restore it or start a new run")
         load_engine(engine, state)
-        _load_random_state(state / f"random-{accelerator.process_index:05d}.safetensors")
+        _load_random_state(_random_file(state, accelerator.process_index))
         return Progress(**saved["progress"])
 
     def _prune(self, progress: Progress) -> None:
@@ -300,6 +305,10 @@ def load_engine(engine: Engine, folder: Path) -> None:
         state.setdefault(numbers[name], {})[key] = tensor
     groups = engine.optimizer.state_dict()["param_groups"]
     engine.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _random_file(state: Path, process: int) -> Path:
+    return state / f"random-{process:05d}.safetensors"
 
 
 def _save_random_state(file: Path) -> None:

@@ -263,11 +263,15 @@ def damage_notes(state: Path) -> None:
     (state / "state.json").write_text("")
 
 
+def damage_generators(state: Path) -> None:
+    (state / "random-00000.safetensors").unlink()
+
+
 def damage_all(state: Path) -> None:
     shutil.rmtree(state)
 
 
-@pytest.mark.parametrize("damage", [damage_length, damage_notes, damage_all])
+@pytest.mark.parametrize("damage", [damage_length, damage_notes, damage_generators, damage_all])
 def test_after_a_damaged_state_comes_the_one_before(toy_config, train, capfd, damage):
     whole, config = toy_config(experiment="whole", checkpoint_steps=2), toy_config(checkpoint_steps=2)
     train(whole)
@@ -277,6 +281,16 @@ def test_after_a_damaged_state_comes_the_one_before(toy_config, train, capfd, da
     train(config)
     assert f"step-00000003 is damaged; going on from {states / 'step-00000002'}" in capfd.readouterr().err
     assert outcome(config.directory) == outcome(whole.directory)
+
+
+def test_a_state_of_before_the_processes_were_counted_is_resumed(toy_config, train):
+    config = toy_config(checkpoint_steps=2)
+    for state in stopped_with_two_states(config, train).glob("step-*"):
+        saved = json.loads((state / "state.json").read_text())
+        assert saved.pop("processes") == 1
+        (state / "state.json").write_text(json.dumps(saved))
+        damage_generators(state)
+    assert train(config)["steps"] == 10
 
 
 def test_without_a_whole_state_a_run_does_not_begin_anew_by_itself(toy_config, train):
