@@ -101,7 +101,7 @@ class Pictures:
             threads=self.config.threads,
             position=position,
             on_bad=self.config.on_bad,
-            max_bad_share=self.config.max_bad_share,
+            max_bad_share=1.0,  # BadSamples counts, for all processes: here one alone would leave the others waiting
             pin_memory=self.device.type == "cuda",
         )
         with loader:
