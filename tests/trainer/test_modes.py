@@ -289,6 +289,7 @@ def test_options_that_a_backbone_does_not_have_are_named(toy_config):
         ({"lora_rank": 0}, "lora_rank=0: must be above 0"),
         ({"deepspeed_offload": True}, "deepspeed_offload=true needs deepspeed_stage=1, 2 or 3"),
         ({"ema": 0.9, "deepspeed_stage": 2}, "ema=0.9 needs deepspeed_stage=0"),
+        ({"ema": 0, "deepspeed_stage": 2}, "ema=0.0 needs deepspeed_stage=0"),
         ({"compile": True, "deepspeed_stage": 1}, "compile=True needs deepspeed_stage=0"),
         ({"channels_last": True, "deepspeed_stage": 3}, "channels_last=True needs deepspeed_stage=0"),
     ],
