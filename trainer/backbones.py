@@ -113,7 +113,7 @@ def create_backbone(
     random = initialisation == "random"
     located = None if random and card.architecture != ONNX else weights_of.locate(card, weights_dir)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs, too
         if card.architecture == ONNX:
             model = _onnx_model(card, located, drop_path, random)
         elif random:

@@ -103,7 +103,7 @@ def add_low_rank(backbone: nn.Module, *, rank: int, alpha: float, seed: int) -> 
     if not targets:
         raise InputError("mode=lora: this backbone has no linear or convolution layers to adapt; use another mode")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), backbone)
 
 

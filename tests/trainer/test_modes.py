@@ -167,6 +167,13 @@ def test_merged_low_rank_updates_give_the_same_logits(toy_config, backbone):
         torch.testing.assert_close(plain(images), moved, rtol=1e-4, atol=1e-6)
 
 
+def test_building_a_model_leaves_the_generators_of_gpus_alone(toy_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs were seeded"))
+    with pytest.raises(pytest.fail.Exception, match="seeded"):
+        torch.manual_seed(0)
+    classifier(toy_config, mode="lora")
+
+
 def test_moving_average_by_hand_is_what_is_selected(toy_config, train, monkeypatch):
     """timm's warm-up: with n = updates - 1, the decay is 0 for n = 0 and else 1 - (1 + n)^(-2/3), at most ``ema``."""
     from trainer.distributed import Engine
