@@ -194,7 +194,8 @@ def _logits(
     parts = []
     terminal = sys.stderr.isatty()
     model = model.to(memory_format=torch.channels_last)  # twice as fast for most convolutional networks
-    batches = evaluation_batches(shards, batch_size=batch_size, image_size=card.input_size, threads=threads)
+    how = {"batch_size": batch_size, "image_size": card.input_size, "threads": threads}
+    batches = evaluation_batches(shards, pin_memory=device.type == "cuda", **how)
     with tqdm(total=len(shards), desc=f"score {name}", unit="image", disable=not terminal) as bar, torch.no_grad():
         for batch in batches:
             images = batch.images.to(device, non_blocking=True)
