@@ -172,6 +172,8 @@ def test_a_finished_row_imports_nothing_heavy(row):
     (row.run / "scores").mkdir(parents=True)
     for name in ("result.json", "evaluation.json", *(f"scores/{name}.parquet" for name in row.score)):
         (row.run / name).write_text("{}")
+    made_of = {"data": {"train": _digest(row)}, "card": {"layer": "pooled"}}  # that of now, which is looked at
+    (row.run / "result.json").write_text(json.dumps(made_of))
     (row.run / "failed.json").write_text("{}")
     record.mark_done(row)
     assert not (row.run / "failed.json").exists()
@@ -311,6 +313,10 @@ def test_several_rows_on_this_machine(row, tmp_path):
     words = dict(line.split(" (")[0].split(": ") for line in done.stdout.splitlines())
     assert words == {"row 0": "failed", "row 1": "done", "row 7": "done"}
     assert "another version" in (file.parent / "logs" / "row-0.log").read_text()
+
+
+def _digest(row: plan.Row) -> str:
+    return json.loads((row.config.train / "manifest.json").read_text())["digest"]
 
 
 def _when(condition, action) -> None:
