@@ -23,6 +23,7 @@ from data_shards.command import InputError, to_dict, write_yaml
 from data_shards.files import atomic
 from jobs import plan, record
 from trainer.config import FinetuneConfig
+from trainer.finished import read_result
 
 if TYPE_CHECKING:
     from jobs.trial import Place
@@ -51,6 +52,8 @@ def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None], place: Place | 
     from trainer import launch
 
     config = row.config
+    if (result := read_result(config)) is not None:
+        return result
     processes = config.processes or 1
     file = row.run.parent / "rows" / f"{row.run.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)

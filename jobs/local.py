@@ -70,7 +70,10 @@ def _to_do(launch: Launch) -> list[int]:
         return asked
 
     def wanted(row: plan.Row | None) -> bool:
-        return row is None or not (record.is_done(row) or (not launch.train and not record.is_trained(row)))
+        try:
+            return row is None or not (record.is_done(row) or (not launch.train and not record.is_trained(row)))
+        except InputError:  # its data have changed: the row itself will say so
+            return True
 
     found = [number for number in asked if wanted(rows.get(number))]
     if len(found) < len(asked):

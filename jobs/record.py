@@ -11,13 +11,12 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from data_shards.command import to_dict
 from data_shards.files import digest, write_json
 from jobs import plan
+from trainer.finished import changes, manifest_digest, read_result
 
 FAILURES = 2
 """A row that fails this often in the same way, one after the other, is given up."""
@@ -51,14 +50,16 @@ def is_done(row: plan.Row) -> bool:
         done = json.loads((row.run / "done.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
-    files = [row.run / "result.json", row.run / "evaluation.json"]
-    files += [row.run / "scores" / f"{name}.parquet" for name in row.score]
-    return done == _content(row) and all(file.is_file() for file in files)
+    result = row.run / "result.json"
+    files = [result, row.run / "evaluation.json", *(row.run / "scores" / f"{name}.parquet" for name in row.score)]
+    if done != _content(row) or not all(file.is_file() for file in files):
+        return False
+    return not any(changes(row.config, json.loads(result.read_text(encoding="utf-8"))))
 
 
 def is_trained(row: plan.Row) -> bool:
-    """Whether fine-tuning has ended; scores may be missing."""
-    return (row.run / "result.json").is_file()
+    """Whether fine-tuning has ended; scores may be missing. InputError where data or card have changed since."""
+    return read_result(row.config) is not None
 
 
 def mark_done(row: plan.Row) -> None:
@@ -128,11 +129,4 @@ def _content(row: plan.Row) -> dict[str, Any]:
     values = {key: value for key, value in to_dict(row).items() if key not in without_effect}
     if not row.subgroups:  # as rows were recorded before there were any
         del values["subgroups"]
-    return {"row": digest(values), "data": {name: _data(path) for name, path in row.score.items()}}
-
-
-@lru_cache
-def _data(path: str) -> str | None:
-    """Digest of a shard set; None if there is none."""
-    manifest = Path(path) / "manifest.json"
-    return json.loads(manifest.read_text(encoding="utf-8"))["digest"] if manifest.is_file() else None
+    return {"row": digest(values), "data": {name: manifest_digest(path) for name, path in row.score.items()}}

@@ -6,6 +6,8 @@ Two kinds: a timm architecture without its classifier, and an ONNX graph turned 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -105,11 +107,13 @@ def create_backbone(
     ``weights_dir``: see :func:`trainer.weights.locate`. Weights that cannot be had or do not fit raise InputError."""
     if initialisation not in INITIALISATIONS:
         raise InputError(f"initialisation must be one of {', '.join(INITIALISATIONS)}, not {initialisation!r}")
-    keep_freed_memory()  # here, since every use of a backbone on the CPU gains
+    # Both are the process's; here, since nothing uses a backbone that has not come this way.
+    keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means so: by default convolutions on a GPU see 10 of the 23 bits
     random = initialisation == "random"
     located = None if random and card.architecture != ONNX else weights_of.locate(card, weights_dir)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of GPUs, too
         if card.architecture == ONNX:
             model = _onnx_model(card, located, drop_path, random)
         elif random:
@@ -160,7 +164,7 @@ def _needs_image_size(card: BackboneCard) -> bool:
 
 
 def _timm_from_tensors(card: BackboneCard, located: weights_of.Located, drop_path: float) -> nn.Module:
-    """Strict loading by timm, which resizes position embeddings to the input size; the classifier is dropped after."""
+    """Loading by timm, which resizes position embeddings to the input size; the classifier is dropped after."""
     classes = located.source.num_classes
     with torch.device("meta"):
         shapes = {
@@ -169,16 +173,18 @@ def _timm_from_tensors(card: BackboneCard, located: weights_of.Located, drop_pat
     state = weights_of.load_tensors(located, shapes)
     overlay = {"state_dict": state, "num_classes": classes}
     try:
-        model = build_timm_model(card, drop_path, num_classes=classes, pretrained=True, pretrained_cfg_overlay=overlay)
+        with _nothing_missing():
+            model = build_timm_model(
+                card, drop_path, num_classes=classes, pretrained=True, pretrained_cfg_overlay=overlay
+            )
     except (RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{located.path} does not fit {card.architecture} of card {card.name}: {reason}") from None
+        raise _misfit(card, str(located.path), error) from None
     model.reset_classifier(0)
     return model
 
 
 def _timm_from_hub(card: BackboneCard, drop_path: float) -> nn.Module:
-    """timm's own weights, loaded strictly with their classifier, which is dropped after."""
+    """timm's own weights, loaded with their classifier, which is dropped after."""
     import timm
 
     tagged = card.weights.hub.removeprefix("timm/")
@@ -187,13 +193,50 @@ def _timm_from_hub(card: BackboneCard, drop_path: float) -> nn.Module:
         raise InputError(f"card {card.name}: this timm knows no weights {tagged!r}; see timm.list_pretrained()")
     options = {"pretrained": True, "pretrained_cfg": config, "num_classes": config.num_classes}
     try:
-        model = build_timm_model(card, drop_path, **options)
+        with _nothing_missing():
+            model = build_timm_model(card, drop_path, **options)
     except InputError:
         raise
+    except RuntimeError as error:  # of load_state_dict
+        raise _misfit(card, card.weights.hub, error) from None
     except Exception as error:  # the hub's client raises errors of several HTTP libraries, without a common base
         raise weights_of.missing(card, f"{card.weights.hub} could not be had from the hub ({error})") from error
     model.reset_classifier(0)
     return model
+
+
+@contextmanager
+def _nothing_missing() -> Iterator[None]:
+    """Inside, every tensor of the architecture must be in the weights. timm loads some architectures leniently (dla,
+    siglip without its pooling), and would leave at random what is missing, without a word. What such weights have too
+    many is of no effect: that is what timm is lenient for."""
+    from timm.models import _builder
+
+    load = _builder.load_pretrained
+
+    def load_whole(model: nn.Module, **options) -> None:
+        hook = model.register_load_state_dict_post_hook(_refuse_missing)
+        try:
+            load(model, **options)
+        finally:
+            hook.remove()
+
+    _builder.load_pretrained = load_whole
+    try:
+        yield
+    finally:
+        _builder.load_pretrained = load
+
+
+def _refuse_missing(model: nn.Module, keys) -> None:
+    if keys.missing_keys:
+        found = f"; unexpected key(s): {', '.join(keys.unexpected_keys)}" if keys.unexpected_keys else ""
+        raise RuntimeError(f"Missing key(s): {', '.join(keys.missing_keys)}"[:200] + found)
+
+
+def _misfit(card: BackboneCard, weights: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:300]
+    return InputError(f"{weights} does not fit {card.architecture} of card {card.name}: {reason}")
 
 
 def _onnx_model(card: BackboneCard, located: weights_of.Located, drop_path: float, random: bool) -> nn.Module:

@@ -172,6 +172,13 @@ def read_cards(path: Path) -> Iterator[BackboneCard]:
             raise InputError(f"{path}: card {name}: {error}") from None
 
 
+def determining(card: BackboneCard) -> dict[str, Any]:
+    """What of a card determines the features of given weights, as plain values."""
+    mean, std = list(card.mean), list(card.std)
+    fields = {"architecture": card.architecture, "layer": card.layer, "input_size": card.input_size}
+    return {**fields, "mean": mean, "std": std}
+
+
 def card_fields(card: BackboneCard) -> dict[str, Any]:
     """A plain dict of the card that ``read_cards`` would read back, for JSON."""
     return dataclasses.asdict(card)

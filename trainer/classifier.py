@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from trainer.config import FinetuneConfig
 
 
+class Head(nn.Linear):
+    """One output for each sample, in float32 whatever the backbone computes with: in bfloat16, which has 8 bits, the
+    logits of most faces would be equal to those of others."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (n, d) -> logits (n,)."""
+        kind = torch.promote_types(features.dtype, torch.float32)
+        with torch.autocast(features.device.type, enabled=False):
+            return nn.functional.linear(features.to(kind), self.weight.to(kind), self.bias.to(kind)).squeeze(-1)
+
+
 class Classifier(nn.Module):
     """``backbone`` and a linear head. Frozen modules stay in evaluation mode whatever ``train()`` says, so that batch
     norm statistics, dropout and stochastic depth of what does not learn never move."""
@@ -23,14 +34,14 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, *, seed: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.num_features, 1)
+        self.head = Head(backbone.num_features, 1)
         generator = torch.Generator().manual_seed(seed)
         nn.init.trunc_normal_(self.head.weight, std=0.01, generator=generator)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images (n, 3, size, size) -> logits (n,), float32; above 0 means fake."""
-        return self.head(self.backbone(images)).squeeze(-1).float()
+        return self.head(self.backbone(images))
 
     def train(self, mode: bool = True) -> Classifier:
         super().train(mode)
@@ -92,7 +103,7 @@ def add_low_rank(backbone: nn.Module, *, rank: int, alpha: float, seed: int) -> 
     if not targets:
         raise InputError("mode=lora: this backbone has no linear or convolution layers to adapt; use another mode")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), backbone)
 
 

@@ -64,7 +64,7 @@ class CleanSubset:
     def scores(self, engine: Engine, batch_size: int) -> torch.Tensor:
         """Logits, float64 (n,), of the whole subset in the order of ``labels``, on every process. Leaves the model in
         evaluation mode."""
-        engine.module.eval()
+        engine.evaluate()
         logits = [
             engine.score(prepared(part, engine, self.card)).cpu().numpy() for part in self.images.split(batch_size)
         ]

@@ -174,8 +174,9 @@ class FinetuneConfig:
         if self.deepspeed_offload and not self.deepspeed_stage:
             raise InputError("deepspeed_offload=true needs deepspeed_stage=1, 2 or 3")
         for name in ("ema", "channels_last", "compile"):
-            if getattr(self, name) and self.deepspeed_stage:
-                raise InputError(f"{name}={getattr(self, name)} needs deepspeed_stage=0; drop one of the two")
+            value = getattr(self, name)
+            if value is not None and value is not False and self.deepspeed_stage:  # ema=0 is an average, too
+                raise InputError(f"{name}={value} needs deepspeed_stage=0; drop one of the two")
 
     def _check_features(self) -> None:
         """Features that are computed once must be the same in every epoch."""

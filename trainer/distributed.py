@@ -78,14 +78,20 @@ def deepspeed_config(config: FinetuneConfig, rank_batch: int) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu"}
         if config.deepspeed_stage == 3:
             zero["offload_param"] = {"device": "cpu"}
+    types: dict[str, str] = {}
+    if config.precision == "bf16":
+        types["buffer_dtype"] = "bf16"  # or else batch norm's statistics stay float32 beside bfloat16 weights: refused
+        if (
+            config.deepspeed_stage > 1
+        ):  # with stage 1, DeepSpeed takes another optimizer for it, which zero.py knows not
+            types["grad_accum_dtype"] = "fp32"
     return {
         "train_micro_batch_size_per_gpu": rank_batch // config.accumulation,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.clip or 0.0,
         "zero_optimization": zero,
         "bf16": {"enabled": config.precision == "bf16"},
-        # Or else the statistics of batch norm stay float32 beside bfloat16 weights, which torch refuses.
-        "data_types": {"buffer_dtype": "bf16"} if config.precision == "bf16" else {},
+        "data_types": types,
         "zero_allow_untested_optimizer": True,
         # With offload too, the optimizer stays ours: Accelerate would put another one in its place, which our learning
         # rates would not reach.
@@ -152,8 +158,7 @@ class Engine:
 
     @property
     def judged(self) -> nn.Module:
-        """The bare model that is evaluated and published: the moving average, always in evaluation mode, where there is
-        one."""
+        """The bare model that is evaluated and published: the moving average, where there is one."""
         return self.module if self.ema is None else self.ema.module
 
     @property
@@ -163,6 +168,15 @@ class Engine:
     def train(self) -> None:
         self.model.train()
 
+    def evaluate(self) -> None:
+        """Before ``score``: the model and its average in evaluation mode, without what they keep of older weights. Some
+        of timm's (TinyViT, LeViT) keep their attention biases in that mode until the next change of modes, and the
+        average, whose weights change in place, would see none."""
+        self.module.eval()
+        if self.ema is not None:
+            self.ema.module.train()
+            self.ema.module.eval()
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (n,), for training."""
         with self._autocast():
@@ -170,7 +184,7 @@ class Engine:
 
     @torch.no_grad()
     def score(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (n,) of the judged model, which must be in evaluation mode. Without a collective, except under ZeRO-3,
+        """Logits (n,) of the judged model, after ``evaluate``. Without a collective, except under ZeRO-3,
         where all processes must make equally many calls."""
         model = self.model if self.stage == 3 else self.judged
         with self._autocast():

@@ -16,7 +16,7 @@ import numpy as np
 from data_shards.command import InputError, run
 from data_shards.files import atomic, digest
 from data_shards.manifest import ShardSet
-from trainer.card import BackboneCard, card_fields, get_card
+from trainer.card import BackboneCard, card_fields, determining, get_card
 from trainer.parts import Parts
 
 if TYPE_CHECKING:
@@ -247,11 +247,7 @@ def _determining(backbone: Any, shards: ShardSet, initialisation: str, seed: int
     return {
         "schema": SCHEMA,
         "backbone": card.name,
-        "architecture": card.architecture,
-        "layer": card.layer,
-        "input_size": card.input_size,
-        "mean": list(card.mean),
-        "std": list(card.std),
+        **determining(card),
         "initialisation": initialisation,
         "seed": seed if initialisation == "random" else None,
         "weights_sha256": backbone.weights_sha256,

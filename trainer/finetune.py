@@ -20,6 +20,7 @@ if __name__ == "__main__" and sys.path[0] == str(Path(__file__).parent):
 
 from data_shards.command import InputError, run
 from trainer.config import FinetuneConfig
+from trainer.finished import read_result
 from trainer.startup import Startup
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ second or more often."""
 def finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] | None = None) -> None:
     """Parse (done), build, run, close. ``open_shards``: see trainer.loop.fit."""
     directory = config.directory
-    if (directory / "result.json").is_file():
-        shutil.rmtree(directory / "state", ignore_errors=True)  # left if a kill came right after the end
-        _say(f"{directory} is finished already")
-        return
-    if _rank() == 0:
-        (directory / "stopped.json").unlink(missing_ok=True)  # or else what fails from here on would read as stopped
     try:
+        if read_result(config) is not None:
+            shutil.rmtree(directory / "state", ignore_errors=True)  # left if a kill came right after the end
+            _say(f"{directory} is finished already")
+            return
+        if _rank() == 0:
+            # or else what fails from here on would read as stopped
+            (directory / "stopped.json").unlink(missing_ok=True)
         _finetune(config, open_shards)
     except InputError:
         # Mostly every process has the same one, and one line is enough: the launcher ends us when rank 0 has said it.

@@ -23,7 +23,7 @@ from data_shards.manifest import ShardSet
 from data_shards.order import SampleOrder
 from trainer.augment import augment
 from trainer.bad_samples import WholeBatch, whole_batches
-from trainer.card import BackboneCard, get_card
+from trainer.card import BackboneCard, determining, get_card
 from trainer.clean_subset import CleanSubset, clean_subset
 from trainer.config import FinetuneConfig
 from trainer.distributed import Engine, on_rank_zero
@@ -101,7 +101,7 @@ class Pictures:
             threads=self.config.threads,
             position=position,
             on_bad=self.config.on_bad,
-            max_bad_share=self.config.max_bad_share,
+            max_bad_share=1.0,  # BadSamples counts, for all processes: here one alone would leave the others waiting
             pin_memory=self.device.type == "cuda",
         )
         with loader:
@@ -157,6 +157,7 @@ class HeadFeatures:
                 "seed": config.seed if config.initialisation == "random" else None,
                 "precision": config.precision,
                 "shards_digest": shards.digest,
+                **determining(get_card(config.backbone, config.cards)),
                 "weights_sha256": first["weights_sha256"],
             }
             for name, value in wanted.items():
@@ -258,7 +259,7 @@ class FeatureInputs:
         return self._scores(engine, self._clean)
 
     def _scores(self, engine: Engine, features: torch.Tensor) -> torch.Tensor:
-        engine.module.eval()
+        engine.evaluate()
         return engine.score(self.prepared(features, engine)).double().cpu()
 
 

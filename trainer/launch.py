@@ -6,6 +6,7 @@ that have to; what the processes then are is checked by ``trainer.distributed``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,9 +17,12 @@ from pathlib import Path
 from data_shards.command import InputError, run
 from trainer import startup
 from trainer.finetune import STOPPED
+from trainer.finished import read_result
 
 SCRIPT = Path(__file__).with_name("finetune.py")
 DEFAULTS = Path(__file__).with_name("accelerate.yaml")
+REPEAT = 1.0
+"""Seconds between two looks at whether a stop request was overlooked."""
 
 
 @dataclass
@@ -91,16 +95,25 @@ def start(line: list[str], run_directory: Path) -> int:
     """Run a command of ``command`` to its end; returns its exit status, as of trainer.finetune.
 
     SIGTERM and SIGUSR1 to this process ask the run to stop at its next update, through the file that all its processes
-    agree on: Accelerate's launchers forward neither of them in every case. Main thread only."""
+    agree on: Accelerate's launchers forward neither of them in every case. It is made again where it was gone but not
+    followed: a beginning run takes it for one to its predecessor if the disk's clock is behind. Main thread only."""
+    stop, asked = run_directory / "stop", []
 
     def ask(*_: object) -> None:
+        asked.append(True)
         run_directory.mkdir(parents=True, exist_ok=True)
-        (run_directory / "stop").touch()
+        stop.touch()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         environment = {**os.environ, startup.VARIABLE: str(startup.process_start())}
         with subprocess.Popen(line, env=environment) as process:
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(REPEAT)
+                # In this order: a run that follows it says so first.
+                if asked and not stop.exists() and not (run_directory / "stopped.json").exists():
+                    ask()
             return exit_status(run_directory, process.wait())
     finally:
         for number, handler in before.items():
@@ -123,6 +136,7 @@ def launch(options: Launch) -> None:
     # Mistakes that show before anything starts are one line; after it, launchers add theirs.
     config = parse(FinetuneConfig, ["--config", str(options.finetune)])
     config.rank_batch(options.processes * options.machines)
+    read_result(config)  # one that does not belong to the data of now
     get_card(config.backbone, config.cards)
     for path in (config.train, config.validation):
         ShardSet.open(path)

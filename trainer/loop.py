@@ -24,8 +24,8 @@ from evaluation.detection import auc
 from trainer import mixup
 from trainer.bad_samples import BadSamples
 from trainer.begin import begin, begin_on_features
-from trainer.card import get_card
-from trainer.classifier import plain_weights, save_weights
+from trainer.card import determining, get_card
+from trainer.classifier import plain_weights
 from trainer.config import FinetuneConfig
 from trainer.distributed import Engine, on_rank_zero
 from trainer.inputs import FeatureInputs, HeadFeatures, Pictures, Rows, complete, shared_head_features
@@ -58,7 +58,7 @@ def fit(
     open_shards: Callable[[Path], ShardSet] | None = None,
 ) -> dict[str, Any]:
     """Train to the end, or on from where the run directory stands, and return the result (also in result.json; at once
-    if it is there). All processes call it.
+    if it is there, see trainer.finished). All processes call it.
 
     ``report`` gets each row of metrics.jsonl on rank 0. ``startup`` knows when the command was given. ``features``:
     those that a config with features=FOLDER trains on, if they are in memory already; then no backbone is loaded.
@@ -66,7 +66,8 @@ def fit(
     (SIGTERM, SIGUSR1 or the file RUN/stop), NonFiniteLoss, InputError.
     """
     directory = RunDirectory(config)
-    done = on_rank_zero(accelerator, directory.result)
+    weights_sha256 = features and features.train.provenance["weights_sha256"]
+    done = on_rank_zero(accelerator, lambda: directory.result(weights_sha256))
     if done is not None:
         return done
     # The user's mistakes show while the parts are built, before there is any file.
@@ -129,6 +130,7 @@ class _Fit:
             "validation data": self.validation.digest,
             "initial weights": self.beginning.weights_sha256,
             "model is fed": "pictures" if self.features is None else "features",
+            **{f"card's {name}": value for name, value in determining(self.card).items()},
         }
         torch.manual_seed(config.seed * 1_000_003 + self.rank)  # dropout and stochastic depth differ between ranks
 
@@ -325,7 +327,7 @@ class _Fit:
                 "run": self.directory.path.name,
                 "step": self.progress.step,
             }
-            save_weights(path, weights, provenance)
+            self.directory.save_weights(path, weights, provenance)
 
     def _save(self) -> None:
         self.progress.seconds = self._seconds()
@@ -363,6 +365,7 @@ class _Fit:
             "num_features": self.engine.module.head.in_features,
             "parameters": self.beginning.parameters,
             "trainable_parameters": self.beginning.trainable_parameters,
+            "card": determining(self.card),
             "weights": {"sha256": self.beginning.weights_sha256, "origin": self.beginning.weights_origin},
             "data": {"train": self.train.digest, "validation": self.validation.digest},
             "checkpoints": {file: sha256_file(self.directory.path / file) for file in files},

@@ -52,14 +52,14 @@ def memory(config: FinetuneConfig, card: BackboneCard, processes: int = 1) -> Me
     parameters, trainable, activations = _count(config, card, samples)
     stage, mixed = config.deepspeed_stage, bool(config.deepspeed_stage) and config.precision == "bf16"
     weight = HALF if mixed else FLOAT
-    optimizer = trainable * FLOAT * (3 if mixed else 2) + (parameters * FLOAT if config.ema else 0)
+    optimizer = trainable * FLOAT * (3 if mixed else 2) + (parameters * FLOAT if config.ema is not None else 0)
     if config.deepspeed_offload:
         optimizer = 0
     return Memory(
         parameters=parameters,
         trainable=trainable,
         weights=parameters * weight / (processes if stage == 3 else 1),
-        gradients=trainable * weight / (processes if stage >= 2 else 1),
+        gradients=trainable * (FLOAT / processes if stage >= 2 else weight),
         optimizer=optimizer / (processes if stage else 1),
         activations=activations,
     )

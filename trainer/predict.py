@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from data_shards.manifest import ShardSet
     from trainer.card import BackboneCard
     from trainer.classifier import Classifier
+    from trainer.config import FinetuneConfig
 
 Checkpoint = Literal["best", "last"]
 
@@ -98,6 +99,8 @@ def score(
             missing[name] = opened, provenance
     if missing and features is None:
         model, card, device = load_run(run, checkpoint)
+    elif missing:
+        _read_run(run)
     for name, (opened, provenance) in missing.items():
         if features is None:
             logits = _logits(model, card, device, opened, batch_size, threads, name)
@@ -122,22 +125,19 @@ def check_finished(run: Path, checkpoint: Checkpoint) -> Path:
 def load_run(run: Path, checkpoint: Checkpoint = "best") -> tuple[Classifier, BackboneCard, torch.device]:
     """The model of a finished run in evaluation mode, on the first GPU or the CPU, with its card."""
     import torch
-    import yaml
     from safetensors.torch import load_file
 
-    from trainer.backbones import create_backbone, get_card
+    from trainer.backbones import create_backbone
     from trainer.classifier import Classifier
-    from trainer.config import FinetuneConfig
 
-    config = from_dict(FinetuneConfig, yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    card = get_card(config.backbone, config.cards)
+    config, card, result = _read_run(run)
     tensors = load_file(run / f"{checkpoint}.safetensors")
     head_alone = all(name.startswith("head.") for name in tensors)  # trained on features in memory
     # Any other checkpoint holds all weights: the pre-trained ones need not be fetched.
     initialisation = config.initialisation if head_alone else "random"
     backbone = create_backbone(card, initialisation=initialisation, seed=config.seed, weights_dir=config.weights_dir)
     if head_alone:
-        trained_on = json.loads((run / "result.json").read_text(encoding="utf-8"))["weights"]["sha256"]
+        trained_on = result["weights"]["sha256"]
         if backbone.weights_sha256 != trained_on:
             raise InputError(
                 f"{run} has a head for weights {trained_on}, and card {card.name} gives {backbone.weights_sha256}"
@@ -147,6 +147,22 @@ def load_run(run: Path, checkpoint: Checkpoint = "best") -> tuple[Classifier, Ba
     model.load_state_dict(tensors)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.eval().requires_grad_(False).to(device), card, device
+
+
+def _read_run(run: Path) -> tuple[FinetuneConfig, BackboneCard, dict[str, Any]]:
+    """Config, card and result of a finished run; InputError where the card is not the one that it was trained with."""
+    import yaml
+
+    from trainer.card import get_card
+    from trainer.config import FinetuneConfig
+    from trainer.finished import card_changes
+
+    config = from_dict(FinetuneConfig, yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    card = get_card(config.backbone, config.cards)
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    for change in card_changes(card, result):
+        raise InputError(f"{run}: {change} since it was trained; restore the card")
+    return config, card, result
 
 
 def read_provenance(file: Path) -> dict[str, Any] | None:
@@ -178,7 +194,8 @@ def _logits(
     parts = []
     terminal = sys.stderr.isatty()
     model = model.to(memory_format=torch.channels_last)  # twice as fast for most convolutional networks
-    batches = evaluation_batches(shards, batch_size=batch_size, image_size=card.input_size, threads=threads)
+    how = {"batch_size": batch_size, "image_size": card.input_size, "threads": threads}
+    batches = evaluation_batches(shards, pin_memory=device.type == "cuda", **how)
     with tqdm(total=len(shards), desc=f"score {name}", unit="image", disable=not terminal) as bar, torch.no_grad():
         for batch in batches:
             images = batch.images.to(device, non_blocking=True)

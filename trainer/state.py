@@ -22,8 +22,10 @@ import torch
 from data_shards.command import InputError, to_dict, write_yaml
 from data_shards.files import apply_umask, atomic, write_json
 from trainer import lease, startup, zero
+from trainer.classifier import save_weights
 from trainer.config import FinetuneConfig, result_fields
 from trainer.distributed import Engine
+from trainer.finished import read_result
 
 if TYPE_CHECKING:
     from trainer.distributed import Accelerator
@@ -63,13 +65,13 @@ class RunDirectory:
         self.config = config
         self._lock = -1
 
-    def result(self) -> dict[str, Any] | None:
-        """The result of a finished run. Removes the state that a kill just after the end may have left."""
-        file = self.path / "result.json"
-        if not file.is_file():
-            return None
-        self.discard_state()
-        return json.loads(file.read_text(encoding="utf-8"))
+    def result(self, weights_sha256: str | None = None) -> dict[str, Any] | None:
+        """The result of a finished run (see read_result). Removes the state that a kill just after the end may have
+        left."""
+        result = read_result(self.config, weights_sha256)
+        if result is not None:
+            self.discard_state()
+        return result
 
     def claim(self) -> None:
         """Make the directory ours, or raise InputError: another process works in it, or it holds another config."""
@@ -136,8 +138,12 @@ class RunDirectory:
 
         parts = ("model", "optimizer") if self.config.ema is None else ("model", "optimizer", "ema")
         try:
-            json.loads((state / "state.json").read_text(encoding="utf-8"))
-            for file in {state / f"{part}.safetensors" for part in parts} | set(state.glob("*.safetensors")):
+            saved = json.loads((state / "state.json").read_text(encoding="utf-8"))
+            needed = {state / f"{part}.safetensors" for part in parts}
+            needed |= {
+                _random_file(state, process) for process in range(saved.get("processes", 0))
+            }  # 0: an older state
+            for file in needed | set(state.glob("*.safetensors")):
                 with safe_open(file, "pt"):
                     pass
         except (OSError, ValueError, SafetensorError):
@@ -152,6 +158,7 @@ class RunDirectory:
 
     def rewind(self, progress: Progress) -> None:
         """Remove what was written after the state that ``progress`` belongs to, so that nothing doubles."""
+        lease.check(self.path)
         rows = [row for row in read_metrics(self.path) if row["step"] <= progress.step]
         with atomic(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -167,12 +174,14 @@ class RunDirectory:
         name = f"step-{progress.step:08d}"
         partial = self.states / f".{name}.partial"
         if accelerator.is_main_process:
+            lease.check(self.path)  # a newer incarnation may need what would be deleted here
             self._prune(progress)
             partial.mkdir(parents=True)
-            write_json(partial / "state.json", {"progress": asdict(progress), "facts": facts})
+            saved = {"progress": asdict(progress), "facts": facts, "processes": accelerator.num_processes}
+            write_json(partial / "state.json", saved)
         accelerator.wait_for_everyone()
         try:
-            _save_random_state(partial / f"random-{accelerator.process_index:05d}.safetensors")
+            _save_random_state(_random_file(partial, accelerator.process_index))
             save_engine(engine, partial)
         except Exception:  # a full disk, likely: what is half-written must not take the room of a note that says so
             shutil.rmtree(partial, ignore_errors=True)
@@ -194,7 +203,7 @@ class RunDirectory:
             if was != value:
                 raise InputError(f"{self.path}: {key} was {was} and is {value}; restore it or start a new run")
         load_engine(engine, state)
-        _load_random_state(state / f"random-{accelerator.process_index:05d}.safetensors")
+        _load_random_state(_random_file(state, accelerator.process_index))
         return Progress(**saved["progress"])
 
     def _prune(self, progress: Progress) -> None:
@@ -215,8 +224,13 @@ class RunDirectory:
             if path not in needed:
                 path.unlink()
 
+    def save_weights(self, file: Path, tensors: dict[str, torch.Tensor], provenance: dict[str, Any]) -> None:
+        lease.check(self.path)
+        save_weights(file, tensors, provenance)
+
     def publish_best(self, step: int) -> None:
         """Make the selected weights ``best.safetensors``. The original stays: a kill may yet follow."""
+        lease.check(self.path)
         with atomic(self.path / "best.safetensors") as temporary:
             shutil.copyfile(self.best_weights(step), temporary)
 
@@ -291,6 +305,10 @@ def load_engine(engine: Engine, folder: Path) -> None:
         state.setdefault(numbers[name], {})[key] = tensor
     groups = engine.optimizer.state_dict()["param_groups"]
     engine.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _random_file(state: Path, process: int) -> Path:
+    return state / f"random-{process:05d}.safetensors"
 
 
 def _save_random_state(file: Path) -> None:

@@ -49,11 +49,11 @@ def scores(engine: Engine, shards: ShardSet, card: BackboneCard, *, batch_size: 
     """
     rank, world = engine.accelerator.process_index, engine.accelerator.num_processes
     engine.share_buffers()
-    engine.module.eval()
+    engine.evaluate()
     index, logits = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for batch in evaluation_batches(
-        shards, batch_size=batch_size, image_size=card.input_size, rank=rank, world_size=world, threads=threads
-    ):
+    how = {"batch_size": batch_size, "image_size": card.input_size, "threads": threads}
+    how["pin_memory"] = engine.accelerator.device.type == "cuda"
+    for batch in evaluation_batches(shards, rank=rank, world_size=world, **how):
         index.append(batch.index.numpy())
         logits.append(engine.score(prepared(batch.images, engine, card)).cpu().numpy())
     if engine.stage == 3:

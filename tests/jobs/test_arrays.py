@@ -89,6 +89,7 @@ def test_memory_of_a_vit_by_hand():
     assert memory(config(accumulation=4), card).activations == pytest.approx(full.activations / 4, rel=0.02)
     assert memory(config(precision="bf16"), card).activations < 0.75 * full.activations
     assert memory(config(gradient_checkpointing=True), card).activations < 0.2 * full.activations
+    assert memory(config(ema=0.0), card).optimizer == memory(config(ema=0.9), card).optimizer > full.optimizer
     low = memory(config(mode="lora"), card)
     assert low.trainable < 0.05 * low.parameters
     assert low.optimizer == 8 * low.trainable

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_shards.command import from_yaml
+from data_shards.command import InputError, from_yaml
 from jobs import local, plan, record
 from jobs.experiment import Experiment
 from jobs.run import TRY_AGAIN, Launch, RowFailed, main, run_row
@@ -172,6 +172,8 @@ def test_a_finished_row_imports_nothing_heavy(row):
     (row.run / "scores").mkdir(parents=True)
     for name in ("result.json", "evaluation.json", *(f"scores/{name}.parquet" for name in row.score)):
         (row.run / name).write_text("{}")
+    made_of = {"data": {"train": _digest(row)}, "card": {"layer": "pooled"}}  # that of now, which is looked at
+    (row.run / "result.json").write_text(json.dumps(made_of))
     (row.run / "failed.json").write_text("{}")
     record.mark_done(row)
     assert not (row.run / "failed.json").exists()
@@ -181,6 +183,22 @@ def test_a_finished_row_imports_nothing_heavy(row):
     assert not {"torch", "numpy", "pandas", "mlflow", "sklearn"} & set(said.split())
     (row.run / "scores" / "test.parquet").unlink()
     assert not record.is_done(row)
+
+
+def test_a_row_whose_training_data_have_changed_is_not_done_and_says_so(row, capfd):
+    row, file = row
+    (row.run / "scores").mkdir(parents=True)
+    for name in ("result.json", "evaluation.json", *(f"scores/{name}.parquet" for name in row.score)):
+        (row.run / name).write_text("{}")
+    record.mark_done(row)
+    assert record.is_done(row)
+    (row.run / "result.json").write_text('{"data": {"train": "that of the faces before they were packed again"}}')
+    assert not record.is_done(row)
+    with pytest.raises(InputError, match="is finished, but train of its data has changed from that of"):
+        record.is_trained(row)
+    assert local.run_rows(Launch(plan=file, rows=[0], train=False)) == 1
+    assert status_of(file) == TRY_AGAIN
+    assert "train of its data has changed" in record.failure(row).reason
 
 
 def test_a_leak_is_found_before_anything_is_trained_or_scored(row, monkeypatch):
@@ -295,6 +313,10 @@ def test_several_rows_on_this_machine(row, tmp_path):
     words = dict(line.split(" (")[0].split(": ") for line in done.stdout.splitlines())
     assert words == {"row 0": "failed", "row 1": "done", "row 7": "done"}
     assert "another version" in (file.parent / "logs" / "row-0.log").read_text()
+
+
+def _digest(row: plan.Row) -> str:
+    return json.loads((row.config.train / "manifest.json").read_text())["digest"]
 
 
 def _when(condition, action) -> None:

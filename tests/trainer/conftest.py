@@ -62,12 +62,8 @@ def toy_config(tmp_path, toy_sets, toy_cards):
 
     def make(**keys) -> FinetuneConfig:
         keys = {"backbone": "tiny_vit", "epochs": 4, "batch_size": 16, "learning_rate": 1e-3, "log_every": 2, **keys}
-        return FinetuneConfig(
-            initialisation="random",
-            train=toy_sets["train"],
-            validation=toy_sets["validation"],
-            **{"cards": toy_cards, "runs": tmp_path / "runs", **keys},
-        )
+        places = {"train": toy_sets["train"], "validation": toy_sets["validation"], "runs": tmp_path / "runs"}
+        return FinetuneConfig(initialisation="random", **{"cards": toy_cards, **places, **keys})
 
     return make
 

@@ -21,7 +21,7 @@ class Double(Classifier):
         self.double()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.backbone(images.double())).squeeze(-1)
+        return self.head(self.backbone(images.double()))
 
 
 def fit_in_double(config: FinetuneConfig) -> None:

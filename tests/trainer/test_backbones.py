@@ -84,6 +84,13 @@ def test_random_weights_come_from_the_seed_alone(tiny_cards):
     assert (first.initialisation, pretrained.initialisation) == ("random", "pretrained")
 
 
+def test_float32_is_float32_in_convolutions_on_a_gpu_too(tiny_cards, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    create_backbone(get_card("tiny_resnet", tiny_cards), initialisation="random")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_layers_of_a_vit(tiny_cards):
     # test_vit at 32 px and patches of 16: tokens are 1 class token and 2 x 2 patches.
     text = tiny_cards.read_text()
@@ -129,6 +136,23 @@ def test_weights_that_do_not_fit_are_refused(tiny_cards, tmp_path):
         create_backbone(get_card("tiny_vit", tiny_cards), weights_dir=tmp_path)
 
 
+def test_nothing_is_left_at_random_where_timm_itself_is_lenient(tiny_cards, tmp_path):
+    """timm loads DLA with strict=False, since old files of it hold layers that were never used."""
+    from safetensors.torch import save_file
+
+    whole = timm.create_model("dla34", num_classes=0).state_dict()
+    cards = tmp_path / "cards.yaml"
+    cards.write_text(tiny_cards.read_text().replace("test_resnet", "dla34"))
+    card = get_card("tiny_resnet", cards)
+    save_file({**whole, "level3.project.0.weight": torch.ones(1)}, tmp_path / "tiny_resnet.safetensors")
+    loaded = create_backbone(card, weights_dir=tmp_path).model.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in loaded.items())
+    lost = {name: value for name, value in whole.items() if not name.startswith("level5.")}
+    save_file(lost, tmp_path / "tiny_resnet.safetensors")
+    with pytest.raises(InputError, match=r"does not fit dla34 of card tiny_resnet: Missing key\(s\): level5\."):
+        create_backbone(card, weights_dir=tmp_path)
+
+
 def test_positions_are_resized_to_the_card(tiny_cards, tmp_path):
     from safetensors.torch import save_file
 
@@ -158,7 +182,10 @@ def test_hub_weights_are_loaded_strictly_and_without_their_classifier(name, monk
     assert set(kept) - set(same) <= {"pos_embed"}  # resized for DINOv2
     assert not any(key.startswith(("fc.", "head.")) for key in kept)
     stored.pop(same[0])
-    with pytest.raises(InputError, match=f"no weights for backbone '{name}'.*Missing key"):
+    with pytest.raises(InputError, match=f"^timm/{tag} does not fit .* of card {name}: Missing key"):
+        create_backbone(CARDS[name])
+    monkeypatch.setattr(hub, lambda *_, **__: [].pop())  # any error that is not of the loading
+    with pytest.raises(InputError, match=f"no weights for backbone '{name}': .* could not be had from the hub"):
         create_backbone(CARDS[name])
 
 

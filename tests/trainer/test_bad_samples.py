@@ -16,7 +16,7 @@ from data_shards.manifest import ShardSet
 from data_shards.order import SampleOrder
 from data_shards.reader import CorruptSample
 from tests.trainer import launching
-from trainer.bad_samples import filled
+from trainer.bad_samples import BadSamples, filled
 from trainer.clean_subset import clean_subset
 from trainer.config import run_name
 from trainer.launch import SCRIPT, command
@@ -128,6 +128,14 @@ def test_above_the_share_the_run_ends(toy_config, train, damaged):
     with pytest.raises(CorruptSample, match=r"2 of 40 samples are bad, above max_bad_share=0\.049"):
         train(replace(toy_config(**keys, max_bad_share=0.049), train=path))
     assert train(replace(toy_config(**keys, max_bad_share=0.05), train=path))["bad_samples"] == 2
+
+
+def test_only_what_counts_for_all_processes_ends_a_run(toy_config, train, damaged, monkeypatch):
+    """The loader of one process would end that one alone."""
+    path = damaged(9, 30)
+    monkeypatch.setattr(BadSamples, "admit", lambda *_: None)
+    config = replace(toy_config(on_bad="skip", max_bad_share=0.0, train_subset=1), train=path)
+    assert train(config)["steps"] == 10
 
 
 @pytest.mark.parametrize("share", [0.04, 0.05])

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from trainer.distributed import Engine, LaunchError
+from trainer.distributed import Engine, LaunchError, deepspeed_config
 
 CPU = torch.device("cpu")
 
@@ -78,6 +78,12 @@ def test_plain_training_is_distributed_where_and_only_where_there_are_several(bu
 def test_the_engine_that_was_asked_for_is_taken(build):
     assert build(DistributedDataParallel, 2, 0).stage == 0
     assert build(lambda model: DeepSpeedEngine(model, 2, 2), 2, 2).stage == 2
+
+
+@pytest.mark.parametrize(("stage", "precision", "found"), [(1, "bf16", None), (2, "bf16", "fp32"), (3, "fp32", None)])
+def test_gradients_are_added_up_in_float32_where_deepspeed_can(toy_config, stage, precision, found):
+    config = toy_config(deepspeed_stage=stage, precision=precision)
+    assert deepspeed_config(config, 16)["data_types"].get("grad_accum_dtype") == found
 
 
 @pytest.mark.slow

@@ -120,7 +120,7 @@ def test_what_cannot_be_exported_is_named_and_leaves_nothing(toy_config, train, 
         to_timm(None, SimpleNamespace(name="graph", architecture=ONNX))
     # A head on other features than those that timm's classifier sees is refused, not written with wrong scores.
     monkeypatch.setitem(exporting.POOLING, "pooled", {"global_pool": "avg", "fc_norm": False})
-    monkeypatch.setattr(Classifier, "forward", lambda self, images: self.head(self.backbone(images) * 2).squeeze(-1))
+    monkeypatch.setattr(Classifier, "forward", lambda self, images: self.head(self.backbone(images) * 2))
     with pytest.raises(InputError, match="timm's classifier cannot stand on"):
         export(config.directory, tmp_path / "out")
     assert not (tmp_path / "out").exists()

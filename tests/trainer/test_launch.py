@@ -185,7 +185,14 @@ def test_deepspeed_on_two_processes_trains_as_one_and_resumes_elsewhere(toy_conf
 @pytest.mark.parametrize(("stage", "backbone"), [(2, "tiny_resnet"), (3, "tiny_vit")])
 def test_deepspeed_in_bf16_publishes_float32_and_what_is_frozen_as_it_was(toy_config, launch, stage, backbone):
     """Stopped and resumed on the way, which must not round anything either."""
-    keys = {**KEYS, "backbone": backbone, "mode": "last_blocks", "unfrozen_blocks": 1, "precision": "bf16"}
+    keys = {
+        **KEYS,
+        "backbone": backbone,
+        "mode": "last_blocks",
+        "unfrozen_blocks": 1,
+        "precision": "bf16",
+        "accumulation": 2,
+    }
     config = toy_config(**keys, deepspeed_stage=stage)
     environment = {"TRAINER_TEST_STOP": str(config.directory / "stop")}
     config.directory.mkdir(parents=True)
@@ -260,6 +267,24 @@ def test_a_signal_to_the_launcher_stops_the_run_with_its_state(toy_config, tmp_p
         assert process.wait(200) == 85
     assert (config.directory / "state" / "latest").exists()
     assert not (config.directory / "stop").exists()
+
+
+def test_a_stop_request_that_a_beginning_run_has_removed_is_made_again(tmp_path, monkeypatch):
+    """As one that came before it, by a clock that is behind."""
+    code = (
+        "import os, pathlib, signal, time\n"
+        "stop = pathlib.Path('stop')\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "for told in range(2):\n"
+        "    while not stop.exists(): time.sleep(0.02)\n"
+        "    if told: pathlib.Path('stopped.json').touch()\n"
+        "    stop.unlink()\n"
+        "time.sleep(0.5)\n"
+    )
+    monkeypatch.setattr(launcher, "REPEAT", 0.1)
+    monkeypatch.chdir(tmp_path)
+    assert launcher.start([sys.executable, "-c", code], tmp_path) == 85
+    assert not (tmp_path / "stop").exists()
 
 
 def test_a_launch_that_fails_is_not_taken_for_an_earlier_one_that_stopped(toy_config, tmp_path, monkeypatch):

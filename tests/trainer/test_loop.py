@@ -14,6 +14,8 @@ from timm.scheduler import CosineLRScheduler
 from data_shards.command import InputError
 from data_shards.manifest import ShardSet
 from data_shards.order import SampleOrder
+from trainer.begin import begin
+from trainer.card import get_card
 from trainer.classifier import Classifier, freeze
 from trainer.config import FinetuneConfig, run_name
 from trainer.loop import NonFiniteLoss, better, class_weights
@@ -188,7 +190,7 @@ def test_modes_choose_what_learns_and_what_keeps_its_statistics(toy_config, mode
 @pytest.mark.parametrize("backbone", ["tiny_vit", "tiny_resnet"])
 @pytest.mark.parametrize("mode", ["head", "last_blocks", "full"])
 def test_what_is_frozen_stays_bit_equal(toy_config, train, backbone, mode):
-    from trainer.backbones import create_backbone, get_card
+    from trainer.backbones import create_backbone
 
     config = toy_config(backbone=backbone, mode=mode, epochs=0.8, weight_decay=0.1)
     train(config)
@@ -251,6 +253,20 @@ def test_accumulation_changes_nothing_but_summation(toy_config, train):
         weights.append(load_file(config.directory / "last.safetensors"))
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])  # those of DeepSpeed with bf16
+def test_logits_are_products_in_float32_also_with_bf16(toy_config, weights):
+    config = toy_config(precision="bf16")
+    model = begin(config, get_card(config.backbone, config.cards), distributed=False).model.eval().to(weights)
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(weights)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=weights is torch.float32):
+        features = model.backbone(images)
+        logits = model(images)
+    assert features.dtype is weights or features.dtype is torch.bfloat16
+    assert logits.dtype is torch.float32
+    assert torch.equal(logits, features.float() @ model.head.weight[0].float() + model.head.bias.float())
+    assert len(logits.unique()) == 64 > len(logits.bfloat16().unique())
 
 
 def test_bf16_trains(toy_config, train):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
 
 from data_shards.command import InputError
 from data_shards.pack import pack
@@ -17,6 +18,7 @@ from trainer.backbones import create_backbone, get_card
 from trainer.classifier import Classifier, checkpoint_gradients, freeze, optimizer, plain_weights
 from trainer.config import run_name
 from trainer.loop import Stopped
+from trainer.predict import score
 from trainer.schedule import learning_rate_schedule
 
 BACKBONES = ("tiny_vit", "tiny_resnet")
@@ -165,6 +167,13 @@ def test_merged_low_rank_updates_give_the_same_logits(toy_config, backbone):
         torch.testing.assert_close(plain(images), moved, rtol=1e-4, atol=1e-6)
 
 
+def test_building_a_model_leaves_the_generators_of_gpus_alone(toy_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPUs were seeded"))
+    with pytest.raises(pytest.fail.Exception, match="seeded"):
+        torch.manual_seed(0)
+    classifier(toy_config, mode="lora")
+
+
 def test_moving_average_by_hand_is_what_is_selected(toy_config, train, monkeypatch):
     """timm's warm-up: with n = updates - 1, the decay is 0 for n = 0 and else 1 - (1 + n)^(-2/3), at most ``ema``."""
     from trainer.distributed import Engine
@@ -185,6 +194,24 @@ def test_moving_average_by_hand_is_what_is_selected(toy_config, train, monkeypat
     published = load_file(config.directory / "last.safetensors")["head.weight"]
     torch.testing.assert_close(published, average)
     assert not torch.equal(published, seen[-1])
+
+
+def test_the_average_of_a_model_that_keeps_things_in_evaluation_mode_is_judged_as_it_is(
+    toy_config, toy_cards, toy_sets, train, tmp_path
+):
+    """timm's TinyViT keeps its attention biases from one evaluation to the next, while the average moves on."""
+    cards = tmp_path / "cards.yaml"
+    cards.write_text(toy_cards.read_text().replace("test_vit", "tiny_vit_5m_224"))
+    config = toy_config(cards=cards, ema=0.5, epochs=2.4, learning_rate=0.02, evaluate_every=0.8)
+    rows = []
+    selected = train(config, rows.append)["selected"]
+    last = next(row for row in reversed(rows) if "validation/auc" in row)
+    assert sum("validation/auc" in row for row in rows) > 2
+    for checkpoint, row in (("best", selected), ("last", last)):
+        scores = pd.read_parquet(score(config.directory, {"v": toy_sets["validation"]}, checkpoint)["v"])
+        assert row["validation/auc"] == roc_auc_score(scores["label"], scores["logit"])
+        loss = np.log1p(np.exp((1 - 2.0 * scores["label"]) * scores["logit"])).mean()
+        assert row["validation/loss"] == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +296,7 @@ def test_options_that_a_backbone_does_not_have_are_named(toy_config):
         ({"lora_rank": 0}, "lora_rank=0: must be above 0"),
         ({"deepspeed_offload": True}, "deepspeed_offload=true needs deepspeed_stage=1, 2 or 3"),
         ({"ema": 0.9, "deepspeed_stage": 2}, "ema=0.9 needs deepspeed_stage=0"),
+        ({"ema": 0, "deepspeed_stage": 2}, "ema=0.0 needs deepspeed_stage=0"),
         ({"compile": True, "deepspeed_stage": 1}, "compile=True needs deepspeed_stage=0"),
         ({"channels_last": True, "deepspeed_stage": 3}, "channels_last=True needs deepspeed_stage=0"),
     ],

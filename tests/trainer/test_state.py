@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from data_shards.files import sha256_file
 from data_shards.manifest import ShardSet
 from data_shards.pack import pack
 from tests.trainer.launching import run
-from trainer import startup
+from trainer import lease, startup
 from trainer.loop import Stopped
 from trainer.state import Progress, RunDirectory, read_metrics
 
@@ -262,11 +263,15 @@ def damage_notes(state: Path) -> None:
     (state / "state.json").write_text("")
 
 
+def damage_generators(state: Path) -> None:
+    (state / "random-00000.safetensors").unlink()
+
+
 def damage_all(state: Path) -> None:
     shutil.rmtree(state)
 
 
-@pytest.mark.parametrize("damage", [damage_length, damage_notes, damage_all])
+@pytest.mark.parametrize("damage", [damage_length, damage_notes, damage_generators, damage_all])
 def test_after_a_damaged_state_comes_the_one_before(toy_config, train, capfd, damage):
     whole, config = toy_config(experiment="whole", checkpoint_steps=2), toy_config(checkpoint_steps=2)
     train(whole)
@@ -276,6 +281,16 @@ def test_after_a_damaged_state_comes_the_one_before(toy_config, train, capfd, da
     train(config)
     assert f"step-00000003 is damaged; going on from {states / 'step-00000002'}" in capfd.readouterr().err
     assert outcome(config.directory) == outcome(whole.directory)
+
+
+def test_a_state_of_before_the_processes_were_counted_is_resumed(toy_config, train):
+    config = toy_config(checkpoint_steps=2)
+    for state in stopped_with_two_states(config, train).glob("step-*"):
+        saved = json.loads((state / "state.json").read_text())
+        assert saved.pop("processes") == 1
+        (state / "state.json").write_text(json.dumps(saved))
+        damage_generators(state)
+    assert train(config)["steps"] == 10
 
 
 def test_without_a_whole_state_a_run_does_not_begin_anew_by_itself(toy_config, train):
@@ -303,6 +318,32 @@ def test_a_state_is_on_the_disk_before_latest_names_it(toy_config, train, monkey
     latest = done.index("latest")
     assert first < latest
     assert done[latest + 1] == "disk: state"
+
+
+def test_a_superseded_incarnation_deletes_and_writes_nothing(toy_config, tmp_path, monkeypatch):
+    """Its weights, too, would be in the place of those that the newer one selects."""
+    directory = RunDirectory(toy_config())
+    with lease.Lease(directory.path, "first", "") as first:
+        monkeypatch.setenv(lease.VARIABLE, str(first.term))
+    for file in ("best-00000004.safetensors", ".step-00000004.partial", "step-00000002/state.json"):
+        (directory.states / file).parent.mkdir(parents=True, exist_ok=True)
+        (directory.states / file).write_text("the newer one's")
+    rank_zero = SimpleNamespace(is_main_process=True, process_index=0)  # for it, all ends before a collective
+    with lease.Lease(directory.path, "second", ""):
+        before = {path: path.stat().st_mtime_ns for path in directory.path.rglob("[!.]*") if path.is_file()}
+        assert len(before) > 1
+        for write in (
+            lambda: directory.save(rank_zero, None, Progress(step=6), {}),
+            lambda: directory.rewind(Progress()),
+            lambda: directory.save_weights(directory.best_weights(6), {}, {}),
+            lambda: directory.save_weights(directory.path / "last.safetensors", {}, {}),
+            lambda: directory.publish_best(4),
+            lambda: directory.finish({}),
+        ):
+            with pytest.raises(lease.Superseded):
+                write()
+        assert {path: path.stat().st_mtime_ns for path in directory.path.rglob("[!.]*") if path.is_file()} == before
+        assert (directory.states / ".step-00000004.partial").exists()
 
 
 def test_half_written_states_are_never_read(toy_config, tmp_path):
