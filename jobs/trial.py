@@ -105,21 +105,26 @@ def read_record(row: plan.Row) -> dict[str, Any] | None:
 
 def ended(row: plan.Row, scheduler: str = "") -> bool:
     """Whether there is nothing to do for the trial. One that failed for a reason outside its hyperparameters (a bad
-    file, a lost process) is tried again; one that was scored on other sets is scored anew; one that a scheduler stopped
-    goes on where the sweep's is now ``none``, which asks for full curves."""
+    file, a lost process) is tried again; one that was scored on other sets, or by an earlier version, is scored anew;
+    one that a scheduler stopped goes on where the sweep's is now ``none``, which asks for full curves."""
     record = read_record(row)
     if record is None:
         return False
     if record["status"] == "finished":
-        return record["score"] == row.score and record["replicates"] == row.replicates
+        return {key: record.get(key) for key in _scoring(row)} == _scoring(row)
     if record["status"] == "stopped":
         return scheduler != "none"
     return record["error"] == "NonFiniteLoss"
 
 
+def _scoring(row: plan.Row) -> dict[str, Any]:
+    """What the numbers of a finished trial depend on, beside its training."""
+    return {"score": row.score, "replicates": row.replicates, "schema": overfit.SCHEMA}
+
+
 def write_record(row: plan.Row, status: str, reason: str = "", error: str = "", *, replace: bool = True) -> None:
     """Say how the trial ended; unless ``replace``, only where nothing says it yet, seen from here or not."""
-    record = {"status": status, "reason": reason, "error": error, "score": row.score, "replicates": row.replicates}
+    record = {"status": status, "reason": reason, "error": error, **_scoring(row)}
     file = record_file(row)
     file.parent.mkdir(parents=True, exist_ok=True)
     if replace:

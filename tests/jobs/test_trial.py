@@ -76,6 +76,13 @@ def test_an_unknown_error_is_tried_a_few_times(rows, monkeypatch):
     assert trial.read_record(rows[0])["reason"] == "ValueError: so"
 
 
+def test_what_an_earlier_version_measured_is_measured_anew(rows, monkeypatch):
+    trial.write_record(rows[0], "finished")
+    assert trial.ended(rows[0])
+    monkeypatch.setattr(trial.overfit, "SCHEMA", trial.overfit.SCHEMA + 1)
+    assert not trial.ended(rows[0])
+
+
 def test_a_trial_without_gpus_sees_none(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.chdir(tmp_path)
