@@ -81,9 +81,7 @@ def deepspeed_config(config: FinetuneConfig, rank_batch: int) -> dict[str, Any]:
     types: dict[str, str] = {}
     if config.precision == "bf16":
         types["buffer_dtype"] = "bf16"  # or else batch norm's statistics stay float32 beside bfloat16 weights: refused
-        if (
-            config.deepspeed_stage > 1
-        ):  # with stage 1, DeepSpeed takes another optimizer for it, which zero.py knows not
+        if config.deepspeed_stage > 1:  # with stage 1 DeepSpeed takes another optimizer for it, unknown to zero.py
             types["grad_accum_dtype"] = "fp32"
     return {
         "train_micro_batch_size_per_gpu": rank_batch // config.accumulation,

@@ -224,9 +224,8 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [
-        name for name in ("group", "method", "dataset", *carried) if name in shards.column_names and name != "video"
-    ]
+    wanted = dict.fromkeys(("group", "method", "dataset", *carried))
+    names = [name for name in wanted if name in shards.column_names and name not in ("video", "label")]
     columns = {"index": np.arange(len(shards), dtype=np.int64), "label": shards.labels}
     columns |= zip(names, pq.read_table(shards.index_path, columns=names).columns, strict=True)
     if shards.videos is not None:

@@ -140,9 +140,8 @@ class RunDirectory:
         try:
             saved = json.loads((state / "state.json").read_text(encoding="utf-8"))
             needed = {state / f"{part}.safetensors" for part in parts}
-            needed |= {
-                _random_file(state, process) for process in range(saved.get("processes", 0))
-            }  # 0: an older state
+            processes = saved.get("processes", 0)  # an older state does not say
+            needed |= {_random_file(state, process) for process in range(processes)}
             for file in needed | set(state.glob("*.safetensors")):
                 with safe_open(file, "pt"):
                     pass
