@@ -40,11 +40,11 @@ def test_scores_carry_further_columns(finished, toy_sets):
     run, _ = finished
     sets = {"test": toy_sets["test"]}
     bare = pq.read_table(score(run, sets)["test"])
-    file = score(run, sets, columns=["path"])["test"]
+    file = score(run, sets, columns=["path", "method"])["test"]
     table, made = pq.read_table(file), file.stat().st_mtime_ns
     assert table["path"].to_pylist() == ShardSet.open(toy_sets["test"]).column("path").tolist()
     assert table["logit"].to_pylist() == bare["logit"].to_pylist()
-    assert score(run, sets, columns=["path"])["test"].stat().st_mtime_ns == made
+    assert score(run, sets, columns=["path", "method"])["test"].stat().st_mtime_ns == made
     with pytest.raises(InputError, match="no shard set has a column 'age'"):
         score(run, sets, columns=["age"])
 
