@@ -274,6 +274,7 @@ def _frozen(config: FinetuneConfig, place: Place | None) -> sweep_features.Froze
 
 
 def _fit(row: plan.Row, report: Report, place: Place | None, pause: Pause | None) -> dict[str, Any]:
+    from trainer.allocator import give_back_freed_memory
     from trainer.distributed import build_accelerator, close
     from trainer.loop import Stopped, fit
 
@@ -291,6 +292,9 @@ def _fit(row: plan.Row, report: Report, place: Place | None, pause: Pause | None
     if launched.is_launched(config):
         return launched.fit(row, on_row, place)
     frozen, open_shards = _frozen(config, place), sweep_pictures.opener(config, place)
+    if frozen is None:
+        gc.collect()
+        give_back_freed_memory()  # of the trial before, in the same process
     while True:
         accelerator = build_accelerator(config)
         try:
