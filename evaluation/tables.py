@@ -297,5 +297,5 @@ def _markdown(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """All but brackets, which stand around every interval and mean nothing there."""
-    return re.sub(r"([\\|<>`*])", r"\\\1", " ".join(text.split()))
+    """All but brackets, which stand around every interval, and the sign in "p < 0.001": both mean nothing there."""
+    return re.sub(r"([\\|>`*]|<(?! ))", r"\\\1", " ".join(text.split()))

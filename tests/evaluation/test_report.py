@@ -217,9 +217,9 @@ def test_markdown_table_has_one_line_per_backbone_and_equal_columns(report):
 
 
 def test_free_text_cannot_break_a_markdown_table():
-    cell = Cell("0.5", 0.5, "[0.4, 0.6]", "dinov2|test")
+    cell = Cell("0.5", 0.5, "[0.4, 0.6]", "p < 0.01, <b>dinov2|test")
     lines = markdown(Table("", [("AUC", "")], [[cell]], [False])).splitlines()
-    assert lines[2] == r"| 0.5 [0.4, 0.6] dinov2\|test |"
+    assert lines[2] == r"| 0.5 [0.4, 0.6] p < 0.01, \<b\>dinov2\|test |"
 
 
 def test_a_random_control_has_neither_pretext_task_nor_licence_nor_accuracy(report):
