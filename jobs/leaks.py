@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from data_shards.command import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from data_shards.manifest import ShardSet
     from jobs.plan import Row
 
@@ -26,6 +26,8 @@ few under two names, and that many move a score by about as much at most."""
 def check(sets: Mapping[str, Path]) -> None:
     """Raise InputError if ``train`` or ``validation`` shares a group with another of these shard sets, or more than
     MOST_SHARED of its pictures; log a warning if fewer."""
+    import numpy as np  # here: a finished row imports nothing heavy
+
     from data_shards.manifest import ShardSet
 
     shards = {name: ShardSet.open(path) for name, path in sets.items()}
@@ -60,7 +62,7 @@ def _group_ids(shards: ShardSet) -> set[str]:
 
 
 def _shared_pictures(first: str, second: str, shards: ShardSet, shared: np.ndarray) -> str:
-    row = int(np.flatnonzero(shards.column("xxh3") == shared[0])[0])
+    row = int((shards.column("xxh3") == shared[0]).argmax())
     key, path = shards.column("key")[row], shards.column("path")[row]
     return (
         f"{len(shared)} of the pictures of {second!r}, such as {key} ({path}), are in {first!r}, too, which would "
