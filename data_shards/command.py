@@ -67,6 +67,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds, read by libyaml where there is one: several times faster."""
+    import yaml
+
+    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def write_yaml(path: str | Path, config: Any) -> None:
     """Write a config (dataclass or plain dict) as YAML in the order of its fields."""
     import yaml

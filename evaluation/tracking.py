@@ -15,6 +15,7 @@ import math
 import numbers
 import os
 import re
+import shutil
 import tempfile
 import time
 import urllib.error
@@ -90,7 +91,7 @@ def log_result(
             times = [when for *_, when in points if when is not None]
             began, ended = (min(times), max(times)) if times else (None, None)
             new = client.create_run(experiment_id, began, {**labels, "key": key}, run_name=key).info.run_id
-            _log_files(client, new, images, artifacts)  # first: it reads the run again, with all its numbers
+            _log_files(client, new, images, artifacts)
             _log_numbers(client, new, parameters, summary, points)
             if status != "RUNNING":  # which it is from the start
                 client.set_terminated(new, status, ended)
@@ -272,16 +273,17 @@ def _log_numbers(
 
 
 def _log_files(client: MlflowClient, run_id: str, images: dict[str, bytes], artifacts: Sequence[Path]) -> None:
-    for path in map(Path, artifacts):
-        if path.is_dir():
-            client.log_artifacts(run_id, str(path), path.name)
-        else:
-            client.log_artifact(run_id, str(path))
-    with tempfile.TemporaryDirectory() as folder:
+    """All in one call: MLflow reads the run again, with all its numbers, at each."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for path in map(Path, artifacts):
+            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy(path, folder / path.name)
         for name, data in images.items():
-            path = Path(folder) / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png"
-            path.write_bytes(data)
-            client.log_artifact(run_id, str(path), "figures")
+            (folder / "figures").mkdir(exist_ok=True)
+            (folder / "figures" / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.png").write_bytes(data)
+        if images or artifacts:
+            client.log_artifacts(run_id, temporary)
 
 
 def _check_uri(uri: str) -> None:

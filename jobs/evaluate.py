@@ -121,7 +121,8 @@ def read_scores(path: Path) -> tuple[Any, Any, Any]:
     """Arrays (label, logit, group) of a score file."""
     import pyarrow.parquet as parquet
 
-    table = parquet.read_table(path, columns=["label", "logit", "group"])
+    with parquet.ParquetFile(path) as file:
+        table = file.read(columns=["label", "logit", "group"])
     return tuple(table[name].to_numpy() for name in ("label", "logit", "group"))
 
 

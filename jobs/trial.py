@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -314,7 +314,7 @@ def _score(row: plan.Row, place: Place | None) -> None:
     from trainer import predict
 
     sets = {name: Path(path) for name, path in row.score.items()}
-    frozen, open_shards = _frozen(row.config, place), sweep_pictures.opener(row.config, place)
+    frozen, open_shards = _frozen(row.config, place), cache(sweep_pictures.opener(row.config, place))
     features = frozen and (lambda path: frozen.of(path).features)
     for checkpoint in ("best", "last"):
         score = partial(predict.score, row.run, sets, checkpoint, features=features, open_shards=open_shards)

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_shards.command import InputError, nearest
+from data_shards.command import InputError, nearest, read_yaml
 
 BUILT_IN = Path(__file__).with_name("cards")
 ONNX = "onnx"
@@ -157,7 +157,7 @@ def read_cards(path: Path) -> Iterator[BackboneCard]:
     import yaml
 
     try:
-        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        entries = read_yaml(path)
     except OSError as error:
         raise InputError(f"cannot read the backbone cards {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

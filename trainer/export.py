@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_shards.command import InputError, run
+from data_shards.command import InputError, read_yaml, run
 from data_shards.files import atomic
 from trainer.card import ONNX, BackboneCard
 
@@ -114,12 +114,10 @@ def log_to_mlflow(run: Path, out: Path, checkpoint: Literal["best", "last"], tra
     cannot be reached: the same command logs it later."""
     from importlib.metadata import version
 
-    import yaml
-
     from evaluation.tracking import TrackingError, log_model
     from trainer import fake_detector
 
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(run / "config.yaml")
     try:
         return log_model(
             tracking_uri,

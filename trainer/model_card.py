@@ -7,12 +7,13 @@ from typing import Any
 
 import yaml
 
+from data_shards.command import read_yaml
 from trainer.card import BackboneCard
 
 
 def model_card(run: Path, result: dict[str, Any], card: BackboneCard, checkpoint: str) -> str:
     """Markdown with the header that the Hugging Face hub reads. ``result`` is the run's result.json."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(run / "config.yaml")
     header = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",

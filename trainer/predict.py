@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data_shards.command import InputError, from_dict, run
+from data_shards.command import InputError, from_dict, read_yaml, run
 from data_shards.files import atomic, digest, sha256_file
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from data_shards.manifest import ShardSet
     from trainer.card import BackboneCard
     from trainer.classifier import Classifier
-    from trainer.config import FinetuneConfig
 
 Checkpoint = Literal["best", "last"]
 
@@ -129,8 +128,10 @@ def load_run(run: Path, checkpoint: Checkpoint = "best") -> tuple[Classifier, Ba
 
     from trainer.backbones import create_backbone
     from trainer.classifier import Classifier
+    from trainer.config import FinetuneConfig
 
-    config, card, result = _read_run(run)
+    values, card, result = _read_run(run)
+    config = from_dict(FinetuneConfig, values)
     tensors = load_file(run / f"{checkpoint}.safetensors")
     head_alone = all(name.startswith("head.") for name in tensors)  # trained on features in memory
     # Any other checkpoint holds all weights: the pre-trained ones need not be fetched.
@@ -149,16 +150,14 @@ def load_run(run: Path, checkpoint: Checkpoint = "best") -> tuple[Classifier, Ba
     return model.eval().requires_grad_(False).to(device), card, device
 
 
-def _read_run(run: Path) -> tuple[FinetuneConfig, BackboneCard, dict[str, Any]]:
-    """Config, card and result of a finished run; InputError where the card is not the one that it was trained with."""
-    import yaml
-
+def _read_run(run: Path) -> tuple[dict[str, Any], BackboneCard, dict[str, Any]]:
+    """Config (plain), card and result of a finished run; InputError where the card is not the one that it was trained
+    with."""
     from trainer.card import get_card
-    from trainer.config import FinetuneConfig
     from trainer.finished import card_changes
 
-    config = from_dict(FinetuneConfig, yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    card = get_card(config.backbone, config.cards)
+    config = read_yaml(run / "config.yaml")
+    card = get_card(config["backbone"], config.get("cards"))
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     for change in card_changes(card, result):
         raise InputError(f"{run}: {change} since it was trained; restore the card")
@@ -227,7 +226,8 @@ def _write(
     wanted = dict.fromkeys(("group", "method", "dataset", *carried))
     names = [name for name in wanted if name in shards.column_names and name not in ("video", "label")]
     columns = {"index": np.arange(len(shards), dtype=np.int64), "label": shards.labels}
-    columns |= zip(names, pq.read_table(shards.index_path, columns=names).columns, strict=True)
+    with pq.ParquetFile(shards.index_path) as index:
+        columns |= zip(names, index.read(columns=names).select(names).columns, strict=True)
     if shards.videos is not None:
         columns["video"] = pa.array(shards.videos)
     table = pa.table({**columns, "logit": logits.numpy()})

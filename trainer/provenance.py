@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import torch
 LIBRARIES = ("torch", "torchvision", "timm", "accelerate", "deepspeed", "numpy", "simplejpeg")
 
 
+@cache
 def versions() -> dict[str, Any]:
-    """Git commit of this code (None outside a checkout; ``-dirty`` with local changes), Python and library versions."""
+    """Git commit of this code (None outside a checkout; ``-dirty`` with local changes), Python and library versions.
+    Of the first call: a process goes on with the code that it has loaded, whatever the checkout becomes."""
     return {
         "commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_shards.command import InputError, to_dict, write_yaml
+from data_shards.command import InputError, read_yaml, to_dict, write_yaml
 from data_shards.files import apply_umask, atomic, write_json
 from trainer import lease, startup, zero
 from trainer.classifier import save_weights
@@ -342,9 +342,7 @@ def _flush(path: Path) -> None:
 
 
 def _check_same_config(file: Path, config: FinetuneConfig) -> None:
-    import yaml
-
-    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    saved = read_yaml(file)
     # A field that did not exist when the file was written stood at its default.
     saved = {field.name: field.default for field in fields(config) if field.default is not MISSING} | saved
     now = to_dict(config)

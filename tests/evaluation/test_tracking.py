@@ -108,7 +108,7 @@ def test_equal_content_is_logged_once_and_changed_content_replaces_it(database, 
     assert run.data.metrics["AUC"] == 0.5
 
 
-@pytest.mark.parametrize("at", ["log_artifact", "set_terminated", "set_tag"])
+@pytest.mark.parametrize("at", ["log_artifacts", "set_terminated", "set_tag"])
 def test_a_run_that_was_cut_off_while_being_logged_is_replaced(database, monkeypatch, at, tmp_path):
     def power_cut(*_):
         raise KeyboardInterrupt
