@@ -1,72 +1,73 @@
-"""Fine-tuning of a trial in processes of its own: several, for a backbone that does not fit on one GPU, or DeepSpeed.
+"""A trial in processes of its own: several, for a backbone that does not fit on one GPU, or DeepSpeed.
 
-The trial's process stays with Ray. It starts Accelerate's launcher on the GPUs and CPUs that Ray gave the trial, passes
-on the evaluations as the run writes them, and scores when training has ended.
+The trial's own process holds no CPU and no GPU. It starts jobs.ray_train, whose workers get those of all processes, on
+one node or on several, and passes on the evaluations as the run writes them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import os
-import re
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from data_shards.command import InputError, to_dict, write_yaml
 from data_shards.files import atomic
 from jobs import plan, record
-from trainer.config import FinetuneConfig
-from trainer.finished import read_result
 
 if TYPE_CHECKING:
     from jobs.trial import Place
+    from trainer.config import FinetuneConfig
 
-WORKER = Path(__file__).with_name("launched_worker.py")
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_END = 30
+"""What Ray Train gets to end its workers."""
 PR_SET_PDEATHSIG = 1
 
 
 class LaunchFailed(RuntimeError):
-    """The launched processes ended without a result, for a reason that has no name of its own here."""
+    """The processes ended without a result, for a reason that has no name of its own here."""
 
 
 def is_launched(config: FinetuneConfig) -> bool:
-    """Whether the config needs a launcher."""
+    """Whether a trial needs processes of its own."""
     return (config.processes or 1) > 1 or config.deepspeed_stage > 0
 
 
-def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None], place: Place | None = None) -> dict[str, Any]:
-    """Train ``row`` to its end on ``processes`` processes of this machine; returns its result, as of trainer.loop.fit.
+def run(row: plan.Row, on_row: Callable[[dict[str, Any]], None], place: Place) -> dict[str, Any]:
+    """Train and score ``row`` on the Ray of this process; returns its result, as of trainer.loop.fit.
 
-    ``on_row`` gets each evaluation within a second of its end. ``place``: of what the sweep's trials share.
-    Raises what ``trainer.loop.fit`` does where the run's last line tells it, else LaunchFailed. Processes and launcher
-    end with the trial's process.
+    ``on_row`` gets each evaluation within a second of its end. Raises what training and scoring do where that has a
+    name, else LaunchFailed. All processes end with this one.
     """
-    from trainer import launch
+    import ray
 
-    config = row.config
-    if (result := read_result(config)) is not None:
-        return result
-    processes = config.processes or 1
-    file = row.run.parent / "rows" / f"{row.run.name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    folder = row.run.parent / "rows"
+    file, error = folder / f"{row.run.name}.yaml", folder / f"{row.run.name}.error.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    error.unlink(missing_ok=True)
+    address = ray.get_runtime_context().gcs_address
     with atomic(file) as temporary:
-        write_yaml(temporary, {"finetune": row.finetune, "place": place and to_dict(place)})
-    line = launch.command(file, processes=processes, deepspeed_stage=config.deepspeed_stage, script=WORKER)
-    (row.run / "stopped.json").unlink(missing_ok=True)  # else a launcher that fails would read as stopped
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or processes) // processes)  # Ray says how many all may use
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        values = {"row": to_dict(row), "place": to_dict(place), "address": address, "root": str(Path.cwd())}
+        write_yaml(temporary, {**values, "error": str(error.resolve())})
     last: deque[str] = deque(maxlen=200)
     seen = _Evaluations(row, on_row)
     process = subprocess.Popen(
-        line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=die_with_parent
+        [sys.executable, "-m", "jobs.ray_train", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(die_with_parent, signal.SIGINT),  # which Ray Train passes on
     )
     reader = threading.Thread(target=_keep_last, args=(process.stderr, last), daemon=True)
     reader.start()
@@ -76,13 +77,22 @@ def fit(row: plan.Row, on_row: Callable[[dict[str, Any]], None], place: Place | 
             time.sleep(SECONDS_BETWEEN_LOOKS)
         seen.pass_on()
     finally:  # a scheduler stops a trial by an exception out of its report
-        process.terminate()
-        process.wait()
+        _end(process)
+        shutil.rmtree(place.folder / "ray" / row.run.name, ignore_errors=True)  # Ray Train's own notes
     reader.join(timeout=5)
-    status = launch.exit_status(row.run, process.returncode)
-    if status:
-        raise _error(status, last)
+    if process.returncode:
+        raise _error(error, record.last_error(last, process.returncode))
     return json.loads((row.run / "result.json").read_text(encoding="utf-8"))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Let Ray Train end its workers, which it does when interrupted; Ray itself ends them where it does not."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_END)
+    process.kill()
+    process.wait()
 
 
 class _Evaluations:
@@ -104,31 +114,27 @@ class _Evaluations:
         return [found for found in read_metrics(self._run) if "validation/auc" in found]
 
 
-def _error(status: int, lines: Collection[str]) -> Exception:
+def _error(file: Path, otherwise: str) -> Exception:
+    """What jobs.ray_train wrote, as it was raised there; ``otherwise`` where it came to write nothing."""
     import torch
 
     from data_shards.reader import CorruptSample
-    from trainer.finetune import STOPPED
     from trainer.loop import NonFiniteLoss, Stopped
 
-    reason = record.last_error(lines, status)
-    foreseen = any(f"error: {reason}" in line for line in lines)
-    if status == STOPPED:
-        return Stopped(reason)
-    if "not finite" in reason:
-        return NonFiniteLoss(reason)
-    if "OutOfMemoryError" in reason:
-        return torch.OutOfMemoryError(reason)
-    if foreseen:
-        corrupt = re.fullmatch("(.*?): sample '(.*?)': (.*)", reason)
-        return CorruptSample(*corrupt.groups()) if corrupt else InputError(reason)
-    return LaunchFailed(reason)
+    if not file.is_file():
+        return LaunchFailed(otherwise)
+    told = json.loads(file.read_text(encoding="utf-8"))
+    kinds = (InputError, CorruptSample, NonFiniteLoss, Stopped, torch.OutOfMemoryError, MemoryError)
+    for kind in kinds:
+        if kind.__name__ == told["kind"]:
+            return kind(*told["arguments"])
+    return LaunchFailed(f"{told['kind']}: {' '.join(told['arguments'])}")
 
 
 def _keep_last(source: IO[str], last: deque[str]) -> None:
     last.extend(source)
 
 
-def die_with_parent() -> None:
-    """End by SIGTERM (which a launcher passes on) when the parent ends, were it by a kill, as Ray ends a trial."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent(by: int = signal.SIGTERM) -> None:
+    """End by this signal when the parent ends, were it by a kill, as Ray ends a trial."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)

@@ -73,7 +73,7 @@ def trainable(config: dict[str, Any]) -> None:
     """What Ray calls, in a process of the member's own, at its start and after every exchange."""
     from ray import tune
 
-    trial.enter(config)
+    trial.enter(config["root"], config["gpus"])
     # The config comes from whoever's state is taken over; the folder is the member's own.
     member = int(Path(tune.get_context().get_trial_dir()).name.removeprefix("member-"))
     sweep = from_dict(Sweep, config["sweep"])

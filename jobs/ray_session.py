@@ -34,7 +34,8 @@ SECONDS_BETWEEN_LOOKS = 2
 @contextmanager
 def join(config: Sweep) -> Iterator[int]:
     """Start Ray, or join the cluster at ``address``. No dashboard, no telemetry, no chatter, no launch variables.
-    Yields how many trials run at a time. If Ray's servers on this machine are lost, the process ends with status 1."""
+    Yields how many processes of trials run at a time. If Ray's servers on this machine are lost, this process ends with
+    status 1."""
     trial.clear_launch_variables()
     os.environ.update(SETTINGS)
     import ray
@@ -50,7 +51,7 @@ def join(config: Sweep) -> Iterator[int]:
     over = threading.Event()
     threading.Thread(target=_watch, args=(_servers(), over, folder), daemon=True).start()
     try:
-        yield _at_once(config)
+        yield _processes(config)
     finally:
         over.set()
         ray.shutdown()
@@ -111,19 +112,18 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-def _at_once(config: Sweep) -> int:
-    """How many trials the nodes are enough for; InputError if one of several processes fits on none."""
+def _processes(config: Sweep) -> int:
+    """How many processes of trials the nodes have room for; InputError if those of one trial are more."""
     import ray
 
+    shares = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
+    asked = {kind: share for kind, share in shares.items() if share}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min((int(node.get(kind, 0) / share) for kind, share in asked.items()), default=1) for node in nodes)
     processes = max(processes_per_trial(config))
-    at_once = []
-    for kind, share in (("CPU", config.cpus_per_trial), ("GPU", config.gpus_per_trial)):
-        largest = max(node.get(kind, 0) for node in nodes)
-        if share * processes > largest:
-            of = f" for each of {processes} processes" if processes > 1 else ""
-            raise InputError(
-                f"{kind.lower()}s_per_trial={share:g}{of}, but Ray has {largest:g} {kind}s on a node; ask for less"
-            )
-        at_once += [sum(int(node.get(kind, 0) / (share * processes)) for node in nodes)] if share else []
-    return min(at_once, default=1)
+    if room < processes:
+        has = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in asked)
+        asks = " ".join(f"{kind.lower()}s_per_trial={share:g}" for kind, share in asked.items())
+        of = f" for each of {processes} processes" if processes > 1 else ""
+        raise InputError(f"{asks}{of}, but Ray has {has} on {len(nodes)} nodes, room for {room}; ask for less")
+    return room

@@ -128,15 +128,15 @@ def _tune(config: Sweep, source: Listed | Tpe, some: list[Trial], total: int, le
         trial.begin_anew(proposed.row)
         return proposed
 
-    with ray_session.join(config) as at_once:
+    with ray_session.join(config) as processes:
         from ray import tune
 
         from jobs.tune_parts import Books, Proposals
 
         storage = config.folder.resolve() / "ray"
         shutil.rmtree(storage, ignore_errors=True)  # Ray's own notes: the run directories are the record
-        per_task = trials_per_task(config, left, at_once)
-        proposals = Proposals(source, begin, config.place, config.gpus_per_trial, per_task)
+        per_task = trials_per_task(config, left, processes)
+        proposals = Proposals(source, begin, config.place, per_task, processes)
         books = Books(lambda: total - source.repeats, total - left, proposals.rows, stops=config.scheduler == "asha")
         try:
             tuner = tune.Tuner(
@@ -198,11 +198,12 @@ def _member(config: Sweep, space: Space, task: Any) -> Trial:
 
 
 def _resources(config: Sweep, task: dict[str, Any]) -> PlacementGroupFactory:
-    """Of one task: so much for each of its trial's processes, all on one node."""
+    """Of one task's process. Where the trial has processes of its own, for which Ray Train finds a place, it is a byte
+    of memory: Ray Tune wants it to ask for something."""
     from ray.tune import PlacementGroupFactory
 
     shares = {"CPU": config.cpus_per_trial, "GPU": config.gpus_per_trial}
-    return PlacementGroupFactory([{kind: share * task["processes"] for kind, share in shares.items()}])
+    return PlacementGroupFactory([{"memory": 1} if task["launched"] else shares])
 
 
 def trials_per_task(config: Sweep, left: int, at_once: int) -> int:

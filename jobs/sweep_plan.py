@@ -77,7 +77,7 @@ class Sweep:
 
     @property
     def place(self) -> trial.Place:
-        return trial.Place(self.folder / "data", self.data.train)
+        return trial.Place(self.folder / "data", self.data.train, self.cpus_per_trial, self.gpus_per_trial)
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,9 @@ def _check_processes(sweep: Sweep) -> None:
                 f"{backbone.label}: processes={processes} with gpus_per_trial={gpus:g}, but each process has a GPU of "
                 "its own; say gpus_per_trial=1, or 0 for none"
             )
-        if processes > 1 and sweep.scheduler == "pbt":
-            raise InputError(f"{backbone.label}: processes={processes}, but a member of a population is one process")
+        deepspeed = {**sweep.finetune, **backbone.finetune}.get("deepspeed_stage")
+        if sweep.scheduler == "pbt" and (processes > 1 or deepspeed):
+            raise InputError(f"{backbone.label}: a member of a population is one process, without DeepSpeed")
         if processes > 1 and sweep.on_features(backbone):
             raise InputError(f"{backbone.label}: processes={processes}, but a head on features is one process")
 

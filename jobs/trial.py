@@ -62,10 +62,18 @@ def silent() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep's own data lie, and the training set that all its training sets are parts of."""
+    """Where a sweep's trials run: the folder of its own data, the training set that all its training sets are parts of,
+    and the CPUs and GPUs of each process of a trial."""
 
     folder: Path
     train: Path
+    cpus: float = 1
+    gpus: float = 0
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Place:
+        """From plain values, as Ray and files carry them."""
+        return cls(**{**values, "folder": Path(values["folder"]), "train": Path(values["train"])})
 
     @property
     def features(self) -> Path:
@@ -138,17 +146,17 @@ def trainable(config: dict[str, Any]) -> None:
     """What Ray calls, in a process of its own: the trials of a task, one after the other."""
     from ray import tune
 
-    enter(config)
-    place = Place(**{name: Path(path) for name, path in config["place"].items()})
+    place = Place.of(config["place"])
+    enter(config["root"], 0 if config["launched"] else place.gpus)
     run_trials([plan.Row(**row) for row in config["rows"]], tune.report, place)
 
 
-def enter(config: dict[str, Any]) -> None:
-    """Make the process at hand one of a sweep's trials."""
+def enter(root: str, gpus: float) -> None:
+    """Make the process at hand one of a sweep's trials, with its paths from ``root`` on."""
     clear_launch_variables()
-    if not config["gpus"]:  # Ray leaves all of them visible to a task that asks for none
+    if not gpus:  # Ray leaves all of them visible to a task that asks for none
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.chdir(config["root"])
+    os.chdir(root)
 
 
 def run_trials(rows: Sequence[plan.Row], report: Report, place: Place) -> None:
@@ -262,9 +270,17 @@ def _halve(row: plan.Row, error: Exception) -> bool:
 
 
 def _run(row: plan.Row, report: Report, place: Place | None, pause: Pause | None) -> dict[str, Any]:
-    result = _fit(row, report, place, pause)
-    _score(row, place)
+    if launched.is_launched(row.config):
+        result = launched.run(row, lambda metrics: _is_midway(metrics, row) and report(_reported(metrics)), place)
+    else:
+        result = _fit(row, report, place, pause)
+        score(row, place)
     return {**result["selected"], "epoch": result["epoch"]}
+
+
+def _is_midway(metrics: dict[str, Any], row: plan.Row) -> bool:
+    """Whether it is an evaluation, and not the last one, which is reported when all is over."""
+    return "validation/auc" in metrics and metrics["epoch"] < row.config.epochs
 
 
 def _frozen(config: FinetuneConfig, place: Place | None) -> sweep_features.Frozen | None:
@@ -281,7 +297,7 @@ def _fit(row: plan.Row, report: Report, place: Place | None, pause: Pause | None
     config, told = row.config, {}
 
     def on_row(metrics: dict[str, Any]) -> None:
-        if "validation/auc" not in metrics or metrics["epoch"] >= config.epochs:  # the last one is reported at the end
+        if not _is_midway(metrics, row):
             return
         if pause is None:
             report(_reported(metrics))
@@ -289,8 +305,6 @@ def _fit(row: plan.Row, report: Report, place: Place | None, pause: Pause | None
             told.update(_reported(metrics))
             (row.run / "stop").touch()
 
-    if launched.is_launched(config):
-        return launched.fit(row, on_row, place)
     frozen, open_shards = _frozen(config, place), sweep_pictures.opener(config, place)
     if frozen is None:
         gc.collect()
@@ -309,25 +323,26 @@ def _fit(row: plan.Row, report: Report, place: Place | None, pause: Pause | None
         told.clear()
 
 
-def _score(row: plan.Row, place: Place | None) -> None:
-    """Open the test and the unseen sets: training is over."""
+def score(row: plan.Row, place: Place | None) -> None:
+    """Open the test and the unseen sets: training is over. What is scored already is left alone."""
     from trainer import predict
 
     sets = {name: Path(path) for name, path in row.score.items()}
     frozen, open_shards = _frozen(row.config, place), cache(sweep_pictures.opener(row.config, place))
     features = frozen and (lambda path: frozen.of(path).features)
     for checkpoint in ("best", "last"):
-        score = partial(predict.score, row.run, sets, checkpoint, features=features, open_shards=open_shards)
-        _in_batches_that_fit(score)
+        _in_batches_that_fit(
+            partial(predict.score, row.run, sets, checkpoint, features=features, open_shards=open_shards)
+        )
     overfit.measure(row.run, row.config.train, list(sets), replicates=row.replicates)
 
 
-def _in_batches_that_fit(score: Callable[..., Any]) -> None:
+def _in_batches_that_fit(scoring: Callable[..., Any]) -> None:
     """Score, in smaller batches where memory runs out; sets that were done are left alone."""
     batch_size = SCORED_AT_ONCE
     while True:
         try:
-            score(batch_size=batch_size)
+            scoring(batch_size=batch_size)
             return
         except Exception as error:
             if batch_size == 1 or not is_out_of_memory(error):
@@ -355,12 +370,11 @@ def _wait_until_free(run: Path) -> None:
                 return  # closing it lets go of it
 
 
-def task_config(rows: Sequence[plan.Row], place: Place, gpus: float) -> dict[str, Any]:
+def task_config(rows: Sequence[plan.Row], place: Place) -> dict[str, Any]:
     """Trials as Ray carries them to a process."""
     return {
         "rows": [to_dict(row) for row in rows],
-        "processes": max(row.config.processes or 1 for row in rows),
-        "place": {"folder": str(place.folder), "train": str(place.train)},
+        "launched": any(launched.is_launched(row.config) for row in rows),
+        "place": to_dict(place),
         "root": str(Path.cwd()),
-        "gpus": gpus,
     }

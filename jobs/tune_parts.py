@@ -23,26 +23,34 @@ SECONDS_TO_APPEAR = 3
 
 class Proposals(Searcher):
     """Hands out tasks: one trial each, or a few of one backbone that a process runs one after the other. Nothing of it
-    is saved: a sweep goes on from its run directories."""
+    is saved: a sweep goes on from its run directories. ``room``: for how many processes Ray has a place."""
 
     def __init__(
         self,
         source: Listed | Tpe,
         begin: Callable[[int, Values], Trial],
         place: trial.Place,
-        gpus: float,
         trials_per_task: int,
+        room: int,
     ) -> None:
         super().__init__(metric="auc", mode="max")
-        self._source, self._begin, self._place, self._gpus, self._most = source, begin, place, gpus, trials_per_task
+        self._source, self._begin, self._place, self._most, self._room = source, begin, place, trials_per_task, room
         self._tasks: dict[str, list[Trial]] = {}
+        self._next: list[Trial] = []
+        self._launched: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        proposals = self._source.next(self._most)
-        if not proposals:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        self._next = self._next or [self._begin(*proposal) for proposal in self._source.next(self._most)]
+        if not self._next:
             return Searcher.FINISHED
-        self._tasks[trial_id] = [self._begin(*proposal) for proposal in proposals]
-        return trial.task_config([each.row for each in self._tasks[trial_id]], self._place, self._gpus)
+        task = trial.task_config([each.row for each in self._next], self._place)
+        if task["launched"]:  # its process asks Ray for nothing, which would start all such trials at once
+            processes = self._next[0].row.config.processes or 1
+            if self._launched and sum(self._launched.values()) + processes > self._room:
+                return None
+            self._launched[trial_id] = processes
+        self._tasks[trial_id], self._next = self._next, []
+        return task
 
     def rows(self, task: Any) -> list[plan.Row]:
         """The rows of a task. Those that were handed out, since a row works out its run directory once."""
@@ -50,6 +58,7 @@ class Proposals(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Ray calls it before the callbacks: what was lost or stopped has no record yet."""
+        self._launched.pop(trial_id, None)
         for each in self._tasks[trial_id]:
             lost = error and trial.read_record(each.row) is None
             self._source.tell(each.backbone, each.values, None if lost else best_auc(each))

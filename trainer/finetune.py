@@ -11,9 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and sys.path[0] == str(Path(__file__).parent):
     del sys.path[0]  # run as a file: our modules are trainer.config and so on, never top-level "config"
@@ -23,9 +21,6 @@ from trainer.config import FinetuneConfig
 from trainer.finished import read_result
 from trainer.startup import Startup
 
-if TYPE_CHECKING:
-    from data_shards.manifest import ShardSet
-
 STOPPED = 85
 """Exit status of a run that was asked to stop and has saved its state."""
 RANK_ZERO_FIRST = 5
@@ -33,8 +28,8 @@ RANK_ZERO_FIRST = 5
 second or more often."""
 
 
-def finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] | None = None) -> None:
-    """Parse (done), build, run, close. ``open_shards``: see trainer.loop.fit."""
+def finetune(config: FinetuneConfig) -> None:
+    """Parse (done), build, run, close."""
     directory = config.directory
     try:
         if read_result(config) is not None:
@@ -44,7 +39,7 @@ def finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] | N
         if _rank() == 0:
             # or else what fails from here on would read as stopped
             (directory / "stopped.json").unlink(missing_ok=True)
-        _finetune(config, open_shards)
+        _finetune(config)
     except InputError:
         # Mostly every process has the same one, and one line is enough: the launcher ends us when rank 0 has said it.
         # Who is still here after that has a mistake of its own to tell, a file that only this machine lacks, say.
@@ -53,7 +48,7 @@ def finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] | N
         raise
 
 
-def _finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] | None) -> None:
+def _finetune(config: FinetuneConfig) -> None:
     startup = Startup()
     startup.mark("Python and config")
     import timm  # noqa: F401  (needed later in any case; here its time counts as an import)
@@ -67,7 +62,7 @@ def _finetune(config: FinetuneConfig, open_shards: Callable[[Path], ShardSet] | 
     startup.mark("processes")
     status = 1
     try:
-        result = fit(config, accelerator, startup=startup, open_shards=open_shards)
+        result = fit(config, accelerator, startup=startup)
         auc, epoch = result["selected"]["validation/auc"], result["selected"]["epoch"]
         _say(f"{config.directory} is finished: validation AUC {auc:.4f} after {epoch:.2f} epochs was selected")
         status = 0

@@ -50,13 +50,11 @@ def command(
     head: str | None = None,
     port: int | None = None,
     deepspeed_stage: int = 0,
-    script: Path = SCRIPT,
 ) -> list[str]:
     """The command that runs ``config_path`` on ``processes`` processes of each of ``machines`` machines.
 
     To be run on every machine, with its ``machine_rank`` (0 to machines - 1). ``deepspeed_stage`` must be the config's.
-    ``script`` takes the config as trainer/finetune.py does. InputError if several machines are given without head and
-    port, or numbers do not fit.
+    InputError if several machines are given without head and port, or numbers do not fit.
     """
     if processes < 1 or machines < 1 or not 0 <= machine_rank < machines:
         raise InputError(f"processes={processes}, machines={machines}, machine_rank={machine_rank} do not fit together")
@@ -78,7 +76,7 @@ def command(
     elif total > 1:
         flags += ["--multi_gpu"]  # on CPUs too: --cpu would run one process whatever --num_processes says
     accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
-    return [*accelerate, *flags, str(script), "--config", str(config_path), f"--processes={total}"]
+    return [*accelerate, *flags, str(SCRIPT), "--config", str(config_path), f"--processes={total}"]
 
 
 def exit_status(run_directory: Path, launcher_status: int) -> int:

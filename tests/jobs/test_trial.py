@@ -86,9 +86,9 @@ def test_what_an_earlier_version_measured_is_measured_anew(rows, monkeypatch):
 def test_a_trial_without_gpus_sees_none(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.chdir(tmp_path)
-    trial.enter({"root": str(tmp_path), "gpus": 0.5})
+    trial.enter(str(tmp_path), 0.5)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"  # Ray has set it to those of the trial
-    trial.enter({"root": str(tmp_path), "gpus": 0})
+    trial.enter(str(tmp_path), 0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from data_shards.command import from_dict
 from jobs import trial, tune_parts
-from jobs.sweep_plan import Sweep
+from jobs.search import Listed
+from jobs.sweep_plan import Sweep, maker
 from tests.jobs.sweeping import planned, sweep_values
 
 
@@ -70,3 +71,18 @@ def test_a_record_that_appears_late_counts(rows, unseen, monkeypatch):
     assert [trial.read_record(row)["status"] for row in rows] == ["finished", "failed"]
     assert trial.read_record(rows[1])["reason"] == f"{trial.LOST}: ActorDiedError: so"
     assert kept._counted == {row.run for row in rows}
+
+
+def test_trials_of_several_processes_begin_when_there_is_room(tmp_path, tiny_cards):
+    two = {"mode": "full", "batch_size": 16, "processes": 2}
+    values = sweep_values(tmp_path, tiny_cards, finetune=two, space={"learning_rate": [1e-4, 1e-3, 1e-2]})
+    config = from_dict(Sweep, values)
+    trials = planned(config)
+    source = Listed([(each.backbone, each.values) for each in trials])
+    proposals = tune_parts.Proposals(source, maker(config), config.place, trials_per_task=1, room=4)
+    assert [proposals.suggest(name)["launched"] for name in ("a", "b")] == [True, True]
+    assert proposals.suggest("c") is None
+    proposals.on_trial_complete("a")
+    assert proposals.suggest("d")["rows"][0]["finetune"]["learning_rate"] == 1e-2
+    proposals.on_trial_complete("b")
+    assert proposals.suggest("e") == tune_parts.Searcher.FINISHED
