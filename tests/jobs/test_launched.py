@@ -59,8 +59,17 @@ def made(folder, cards, processes, **changes):
     )
 
 
+@pytest.fixture
+def two_nodes():
+    """The address of a Ray of two nodes with a CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster.address
+    cluster.shutdown()
+
+
 @pytest.mark.slow
-def test_a_trial_of_two_processes_trains_as_one_of_one(tmp_path, cards):
+def test_a_trial_of_two_processes_on_two_nodes_trains_as_one_of_one(tmp_path, cards, two_nodes):
     results = {}
     for processes in (1, 2):
         folder = tmp_path / str(processes)
@@ -70,7 +79,7 @@ def test_a_trial_of_two_processes_trains_as_one_of_one(tmp_path, cards):
         if processes == 1:  # in this process
             trial.run_trial(only.row, lambda told: None)
         else:
-            done = run_sweep(folder, values)
+            done = run_sweep(folder, {**values, "address": two_nodes})
             assert done.returncode == 0, done.stderr
         assert trial.read_record(only.row)["status"] == "finished"
         results[processes] = json.loads((only.row.run / "result.json").read_text())
@@ -87,21 +96,10 @@ def test_a_trial_of_two_processes_trains_as_one_of_one(tmp_path, cards):
 
 
 @pytest.mark.slow
-def test_a_trial_may_span_nodes(tmp_path, cards):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        cluster.add_node(num_cpus=1)
-        values = made(tmp_path, cards, 2, epochs=1)
-        done = run_sweep(tmp_path, {**values, "address": cluster.address})
-        assert done.returncode == 0, done.stderr
-        more = run_sweep(tmp_path, {**made(tmp_path, cards, 4), "address": cluster.address})
-        assert more.returncode == 2
-        assert "for each of 4 processes, but Ray has 2 CPUs on 2 nodes, room for 2; ask for less" in more.stderr
-    finally:
-        cluster.shutdown()
-    [only] = planned(from_dict(Sweep, values))
-    assert json.loads((only.row.run / "result.json").read_text())["processes"] == 2
-    assert (only.row.run / "scores" / "resample-last.parquet").is_file()
+def test_more_processes_than_there_is_room_for_are_refused(tmp_path, cards, two_nodes):
+    done = run_sweep(tmp_path, {**made(tmp_path, cards, 4), "address": two_nodes})
+    assert done.returncode == 2
+    assert "for each of 4 processes, but Ray has 2 CPUs on 2 nodes, room for 2; ask for less" in done.stderr
 
 
 @pytest.mark.slow
