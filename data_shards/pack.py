@@ -14,10 +14,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from data_shards import duplicates
 from data_shards.command import InputError, run
@@ -169,21 +169,34 @@ def _progress(plan: Plan, shards: int) -> Iterator[Callable[[int], Any]]:
 @contextmanager
 def _locked(plan: Plan) -> Iterator[None]:
     """The partial folder for this process alone. It stays after a failure if a shard in it is finished."""
-    for name in ("set", "parts"):
-        (plan.partial / name).mkdir(parents=True, exist_ok=True)
-    with open(plan.partial / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another process is packing {plan.target}; wait for it") from None
+    with _lock(plan):
         try:
             if plan.target.exists():  # finished by another process since we looked
                 raise InputError(f"{plan.target} was packed by another process just now; run again to compare")
             yield
         except BaseException:
             if not any((plan.partial / "parts").glob("*.parquet")):
-                shutil.rmtree(plan.partial)
+                left = plan.partial.rename(plan.partial.with_name(f"{plan.partial.name}.{os.getpid()}"))
+                shutil.rmtree(left)  # under a name of its own: another process may be about to begin
             raise
+
+
+def _lock(plan: Plan) -> IO[str]:
+    """The lock of the partial folder, which is made; again where a process that gave up took the folder away while this
+    one came."""
+    file = plan.partial / "lock"
+    while True:
+        with suppress(FileNotFoundError), ExitStack() as closing:
+            for name in ("set", "parts"):
+                (plan.partial / name).mkdir(parents=True, exist_ok=True)
+            lock = closing.enter_context(open(file, "w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"another process is packing {plan.target}; wait for it") from None
+            if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                closing.pop_all()
+                return lock
 
 
 def _remove_partial(plan: Plan) -> None:

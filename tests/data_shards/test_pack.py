@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -251,6 +252,21 @@ def test_two_processes_do_not_write_one_set(faces_csv, tmp_path):
         with pytest.raises(InputError, match="another process is packing"):
             pack(read_faces(faces_csv), faces_csv.parent, tmp_path / "out", fractions={"test": 1}, workers=1)
     pack(read_faces(faces_csv), faces_csv.parent, tmp_path / "out", fractions={"test": 1}, workers=1)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test"]
+
+
+def test_a_process_may_begin_as_another_gives_up(faces_csv, tmp_path, monkeypatch):
+    partial, flock, calls = tmp_path / "out" / ".test.partial", fcntl.flock, []
+
+    def lock(*arguments):  # the other one's, of which it lets go
+        calls.append(arguments)
+        if len(calls) < 3:
+            shutil.rmtree(partial)
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    pack(read_faces(faces_csv), faces_csv.parent, tmp_path / "out", fractions={"test": 1}, workers=1)
+    assert len(calls) == 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test"]
 
 
