@@ -136,7 +136,7 @@ def _tune(config: Sweep, source: Listed | Tpe, some: list[Trial], total: int, le
         storage = config.folder.resolve() / "ray"
         shutil.rmtree(storage, ignore_errors=True)  # Ray's own notes: the run directories are the record
         per_task = trials_per_task(config, left, processes)
-        proposals = Proposals(source, begin, config.place, per_task, processes)
+        proposals = Proposals(source, begin, config.place, trials_per_task=per_task, room=processes)
         books = Books(lambda: total - source.repeats, total - left, proposals.rows, stops=config.scheduler == "asha")
         try:
             tuner = tune.Tuner(

@@ -30,6 +30,7 @@ class Proposals(Searcher):
         source: Listed | Tpe,
         begin: Callable[[int, Values], Trial],
         place: trial.Place,
+        *,
         trials_per_task: int,
         room: int,
     ) -> None:

@@ -99,7 +99,11 @@ def test_the_search_is_told_the_validation_auc_of_a_stopped_trial(tmp_path, tiny
     config = from_dict(Sweep, sweep_values(tmp_path, tiny_cards, space=space))
     made = {each.values["learning_rate"]: each for each in planned(config)}
     source = Tpe(parse_space(space), trials=[2], seed=0)
-    proposals = Proposals(source, lambda _, values: made[values["learning_rate"]], config.place, 0, 1)
+
+    def begin(_, values):
+        return made[values["learning_rate"]]
+
+    proposals = Proposals(source, begin, config.place, trials_per_task=1, room=2)
     for name, aucs, lost in (("a", (0.6, 0.8, 0.7), False), ("b", (0.9,), True)):
         row = proposals.suggest(name)["rows"][0]
         run = made[row["finetune"]["learning_rate"]].row.run
