@@ -103,6 +103,7 @@ def test_more_processes_than_there_is_room_for_are_refused(tmp_path, cards, two_
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_what_a_killed_trial_held_is_free_for_the_next(tmp_path, cards, ray):
     config = from_dict(Sweep, made(tmp_path, cards, 2, epochs=500, checkpoint_steps=5))
     [only] = planned(config)
