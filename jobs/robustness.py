@@ -85,6 +85,8 @@ def _logits(run_directory: Path, shards, count: int, batch_size: int) -> dict[tu
     from trainer.preprocess import normalize
 
     model, card, device = load_run(run_directory)
+    layout = torch.channels_last  # twice as fast for most convolutional networks
+    model = model.to(memory_format=layout)
     levels = [("none", 0.0), *((kind, level) for kind, (_, some) in DEGRADATIONS.items() for level in some)]
     logits = {each: np.full(count, np.nan) for each in levels}
     batches = evaluation_batches(shards, batch_size=batch_size, image_size=card.input_size)
@@ -96,7 +98,7 @@ def _logits(run_directory: Path, shards, count: int, batch_size: int) -> dict[tu
             images = batch.images.numpy()[: len(index)]
             for kind, level in levels:
                 changed = images if kind == "none" else degrade(images, kind, level, index)
-                output = model(normalize(torch.from_numpy(changed).to(device), card))
+                output = model(normalize(torch.from_numpy(changed).to(device), card, memory_format=layout))
                 logits[kind, level][index] = output.double().cpu().numpy()
             progress.update(len(index))
             if index[-1] == count - 1:
