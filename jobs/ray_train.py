@@ -21,6 +21,12 @@ from data_shards.files import write_json
 from data_shards.reader import CorruptSample
 from jobs import plan, ray_session, trial
 
+WORLD = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "ACCELERATE_TORCH_DEVICE",
+)
+"""By which Ray Train tells its workers what they are; what else they inherit is of whoever started Ray."""
+
 
 @dataclass
 class Training:
@@ -81,6 +87,7 @@ def train(training: Training) -> None:
 
 def work(values: dict[str, Any]) -> None:
     """One of the processes, which Ray Train has connected: train as trainer/finetune.py does, then score on rank 0."""
+    trial.clear_launch_variables(keep=WORLD)
     os.chdir(values["root"])
     row, place = plan.Row(**values["row"]), trial.Place.of(values["place"])
     from jobs import sweep_pictures

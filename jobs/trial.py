@@ -14,7 +14,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
@@ -46,10 +46,10 @@ Pause = Callable[[Path, dict[str, float]], None]
 """Called after an evaluation with the run directory, whose state is saved, and what is reported."""
 
 
-def clear_launch_variables() -> None:
-    """Forget an outer launcher: a trial would wait for ranks that do not exist."""
+def clear_launch_variables(keep: Collection[str] = ()) -> None:
+    """Forget an outer launcher: a trial would wait for ranks that are not there. ``keep``: those of our own."""
     for name in list(os.environ):
-        if name in LAUNCH_VARIABLES or name.startswith(LAUNCH_PREFIXES):
+        if name not in keep and (name in LAUNCH_VARIABLES or name.startswith(LAUNCH_PREFIXES)):
             del os.environ[name]
 
 

@@ -61,9 +61,13 @@ def made(folder, cards, processes, **changes):
 
 @pytest.fixture
 def two_nodes():
-    """The address of a Ray of two nodes with a CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
+    """The address of a Ray of two nodes with a CPU each, whose processes inherit an outer launcher's variables."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "SLURM_PROCID", "PMI_RANK"):
+            patch.setenv(name, "7")
+        patch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        cluster.add_node(num_cpus=1)
     yield cluster.address
     cluster.shutdown()
 
